@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -186,18 +187,17 @@ func (f Fields) Equal(o Fields) bool {
 	if bytes.Equal(f.b, o.b) {
 		return true
 	}
+	return maps.EqualFunc(f.values(), o.values(), bytes.Equal)
+}
+
+func (f Fields) values() map[string][]byte {
 	values := make(map[string][]byte)
-	for name, v := range o.All() {
-		values[name] = v
-	}
-	n := 0
 	for name, v := range f.All() {
-		if w, ok := values[name]; !ok || !bytes.Equal(v, w) {
-			return false
+		if _, repeated := values[name]; !repeated {
+			values[name] = v
 		}
-		n++
 	}
-	return n == len(values)
+	return values
 }
 
 // With returns fields with changes laid over them in order: of two changes of one name the later counts. It

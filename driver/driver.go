@@ -175,6 +175,8 @@ type Description struct {
 	Shared bool
 	// Durable says what survives the store's restart, in a few words for people.
 	Durable string
+	// Immediate says that no call ever waits (no I/O), so that the Manager spares it a deadline.
+	Immediate bool
 	// Evicts says that the store may drop records before they expire.
 	Evicts bool
 	// ExpiryPrecision is how long after Expires a Load may still find a record. 0: not at all.

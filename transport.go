@@ -1,0 +1,358 @@
+package holdfast
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
+
+// tokenBytes is what a token is made of: 256 bits, so that none is ever guessed or made twice.
+const tokenBytes = 32
+
+// newToken returns 32 random bytes as 43 characters of base64url.
+func newToken(random io.Reader) (string, error) {
+	var b [tokenBytes]byte
+	if _, err := io.ReadFull(random, b[:]); err != nil {
+		return "", fmt.Errorf("new session token: the random source failed: %w", err)
+	}
+	return base64.RawURLEncoding.EncodeToString(b[:]), nil
+}
+
+var strictBase64 = base64.RawURLEncoding.Strict()
+
+// tokenID returns the ID of a token, and whether it can be one: whatever else clients send reaches no store.
+func tokenID(token string) (driver.ID, bool) {
+	if len(token) != (tokenBytes*8+5)/6 {
+		return driver.ID{}, false
+	}
+	var text [(tokenBytes*8 + 5) / 6]byte
+	var raw [tokenBytes]byte
+	copy(text[:], token)
+	if n, err := strictBase64.Decode(raw[:], text[:]); err != nil || n != tokenBytes {
+		return driver.ID{}, false
+	}
+	return sha256.Sum256(text[:]), true
+}
+
+// carrier is how a request carries its token.
+type carrier int
+
+const (
+	carrierNone carrier = iota
+	carrierCookie
+	carrierHeader
+	carrierURL
+)
+
+// Beyond these limits a Cookie header is refused: net/http drops all cookies silently at more than 3000, and no
+// browser or proxy in its default settings sends as many bytes.
+const (
+	maxCookies     = 3000
+	maxCookieBytes = 32 << 10
+)
+
+// findToken returns the token of the request, "" if it has none. The first transport that the request uses counts: the
+// cookie, then the header, then the URL.
+func (x *exchange) findToken() (string, error) {
+	m := x.m
+	if !m.config.DisableCookie {
+		c, err := m.cookie(x.r)
+		if err != nil {
+			return "", err
+		}
+		values, err := cookieValues(x.r.Header["Cookie"], c.Name)
+		if err != nil {
+			m.emit(x.Context, &m.counters.oversized, Event{Kind: EventRefused, Cause: "oversized"})
+			return "", err
+		}
+		if len(values) > 0 {
+			x.carrier = carrierCookie
+			return x.only(values), nil
+		}
+	}
+	if m.config.Header != "" {
+		if values := x.r.Header.Values(m.config.Header); len(values) > 0 {
+			x.carrier = carrierHeader
+			return x.only(values), nil
+		}
+	}
+	if len(x.urlTokens) > 0 {
+		x.carrier = carrierURL
+		return x.only(x.urlTokens), nil
+	}
+	return "", nil
+}
+
+// only returns the one value. Of two, either may be an attacker's: neither is taken.
+func (x *exchange) only(values []string) string {
+	if len(values) == 1 {
+		return values[0]
+	}
+	x.duplicate = true
+	x.m.emit(x.Context, &x.m.counters.duplicate, Event{Kind: EventRefused, Cause: "duplicate"})
+	return ""
+}
+
+// cookieValues returns the values of all cookies of a name. Other than http.Request.Cookies it tells one that is
+// absent from a header that is too large, and allocates only what it returns.
+func cookieValues(lines []string, name string) (values []string, err error) {
+	count, size := 0, 0
+	for _, line := range lines {
+		if size += len(line); size > maxCookieBytes {
+			return nil, fmt.Errorf("%w: more than %d bytes", ErrCookies, maxCookieBytes)
+		}
+		for more := true; more; {
+			var pair string
+			pair, line, more = strings.Cut(line, ";")
+			if count++; count > maxCookies {
+				return nil, fmt.Errorf("%w: more than %d cookies", ErrCookies, maxCookies)
+			}
+			n, v, ok := strings.Cut(strings.Trim(pair, " \t"), "=")
+			if ok && n == name {
+				values = append(values, v)
+			}
+		}
+	}
+	return values, nil
+}
+
+// sentCookie is a Cookie with its prefix in Name.
+type sentCookie struct {
+	Cookie
+	secure bool
+}
+
+// cookie returns the cookie settings for a request.
+func (m *Manager) cookie(r *http.Request) (sentCookie, error) {
+	c := m.config.Cookie
+	if m.config.CookieFor != nil {
+		c = m.config.CookieFor(r).withDefaults()
+		if err := c.validate(); err != nil {
+			return sentCookie{}, fmt.Errorf("CookieFor: %w", err)
+		}
+	}
+	if c.AllowPlainLocalhost && r.TLS == nil && isLoopback(r.Host) {
+		return sentCookie{Cookie: c}, nil
+	}
+	switch {
+	case c.NoPrefix:
+	case c.Domain == "" && c.Path == "/":
+		c.Name = "__Host-Http-" + c.Name
+	default:
+		c.Name = "__Secure-" + c.Name
+	}
+	return sentCookie{Cookie: c, secure: true}, nil
+}
+
+// isLoopback reports whether a Host header names this machine.
+func isLoopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return ip != nil && ip.IsLoopback()
+}
+
+// header returns the cookie as a Set-Cookie header.
+func (c sentCookie) header(value string, maxAge int) string {
+	h := http.Cookie{
+		Name: c.Name, Value: value, Path: c.Path, Domain: c.Domain, MaxAge: maxAge,
+		Secure: c.secure, HttpOnly: true, SameSite: c.SameSite, Partitioned: c.Partitioned && c.secure,
+	}
+	return h.String()
+}
+
+// completeHeader adds what the session means to the response: its token, and who may keep a copy.
+func (x *exchange) completeHeader(s *Session) {
+	if !s.loaded {
+		return
+	}
+	m, h := x.m, x.Header()
+	if !m.config.DisableCookie {
+		addVary(h, "Cookie")
+	}
+	if m.config.Header != "" {
+		addVary(h, m.config.Header)
+	}
+	if x.send || x.clear || x.duplicate || x.inURL || x.carrier == carrierURL {
+		h.Set("Cache-Control", "no-store")
+	} else {
+		makePrivate(h)
+	}
+	if x.inURL || x.carrier == carrierURL {
+		h.Set("Referrer-Policy", "no-referrer")
+	}
+	if x.clear && m.config.ClearSiteData {
+		h.Set("Clear-Site-Data", `"cookies", "storage"`)
+	}
+	if m.config.Header != "" && (x.carrier == carrierHeader || m.config.DisableCookie) {
+		if x.send {
+			h.Set(m.config.Header, s.token)
+		} else if x.clear {
+			h.Set(m.config.Header, "")
+		}
+		return
+	}
+	if m.config.DisableCookie || !x.send && !x.clear && !x.duplicate {
+		return
+	}
+	c, err := m.cookie(x.r)
+	if err != nil {
+		return // findToken refused it
+	}
+	if x.duplicate && x.carrier == carrierCookie {
+		x.expireVariants(c)
+	}
+	switch {
+	case x.send:
+		m.warnPlain(x.r, c)
+		maxAge := 0
+		if s.policy.Persistent {
+			end := s.record.Created.Add(s.policy.Lifetime)
+			maxAge = max(1, int(min(time.Until(end), maxCookieAge)/time.Second))
+		}
+		h.Add("Set-Cookie", c.header(s.token, maxAge))
+	case x.clear:
+		h.Add("Set-Cookie", c.header("", -1))
+	}
+}
+
+// expireVariants has the browser drop the cookies of a name that came twice: the one of this host, unless the response
+// sets it, and those of the domains above, one of which may be an attacker's.
+func (x *exchange) expireVariants(c sentCookie) {
+	own := c.Domain
+	host := x.r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	domains := []string{""}
+	if net.ParseIP(strings.Trim(host, "[]")) == nil {
+		for d := host; strings.Contains(d, ".") && len(domains) < 6; _, d, _ = strings.Cut(d, ".") {
+			domains = append(domains, d)
+		}
+	}
+	for _, d := range domains {
+		if c.Domain = d; d == own && (x.send || x.clear) {
+			continue
+		}
+		x.Header().Add("Set-Cookie", c.header("", -1))
+	}
+}
+
+// warnPlain says once why a cookie may not come back.
+func (m *Manager) warnPlain(r *http.Request, c sentCookie) {
+	if c.secure && r.TLS == nil && isLoopback(r.Host) && r.Header.Get("X-Forwarded-Proto") == "" && m.warnedPlain.CompareAndSwap(false, true) {
+		m.config.Logger.Warn("session cookie is Secure and this is plain http on localhost: some browsers do not send it back; set Config.Cookie.AllowPlainLocalhost for development")
+	}
+}
+
+// addVary adds name to the Vary header unless it is there.
+func addVary(h http.Header, name string) {
+	for _, line := range h["Vary"] {
+		for part := range strings.SplitSeq(line, ",") {
+			if part = strings.TrimSpace(part); part == "*" || strings.EqualFold(part, name) {
+				return
+			}
+		}
+	}
+	h.Add("Vary", name)
+}
+
+// makePrivate keeps shared caches from storing the response, unless the handler said so already. Shared caches lose
+// their directives, the browser's stay.
+func makePrivate(h http.Header) {
+	lines := h["Cache-Control"]
+	if len(lines) == 0 {
+		h.Set("Cache-Control", "private")
+		return
+	}
+	kept := []string{"private"}
+	for _, line := range lines {
+		for part := range strings.SplitSeq(line, ",") {
+			part = strings.TrimSpace(part)
+			name, _, qualified := strings.Cut(strings.ToLower(part), "=")
+			switch {
+			case name == "no-store", name == "private" && !qualified:
+				return
+			case part == "", name == "public", name == "s-maxage", name == "private", name == "proxy-revalidate":
+			default:
+				kept = append(kept, part)
+			}
+		}
+	}
+	h.Set("Cache-Control", strings.Join(kept, ", "))
+}
+
+// takeURLToken takes the tokens out of the request's address, so that no handler logs or links to it.
+func (x *exchange) takeURLToken(r *http.Request) *http.Request {
+	name := x.m.config.URLParameter
+	if !strings.Contains(r.URL.RawQuery, name) {
+		return r
+	}
+	var rest []string
+	for part := range strings.SplitSeq(r.URL.RawQuery, "&") {
+		key, value, _ := strings.Cut(part, "=")
+		if k, err := url.QueryUnescape(key); err != nil || k != name {
+			rest = append(rest, part)
+			continue
+		}
+		x.urlTokens = append(x.urlTokens, value)
+	}
+	if len(x.urlTokens) == 0 {
+		return r
+	}
+	u := *r.URL
+	u.RawQuery = strings.Join(rest, "&")
+	r.URL = &u
+	r.RequestURI = u.RequestURI()
+	return r
+}
+
+// URL returns path, an address on this site, with the token of r's session added where the client needs it: where
+// Config.URLParameter is on and the request did not bring the token in a cookie. Use it for every link, form and
+// redirect that such clients follow. Addresses of other sites are returned as they are.
+//
+// The response gets Referrer-Policy: no-referrer and Cache-Control: no-store; it must not be started yet.
+func (m *Manager) URL(r *http.Request, path string) string {
+	x, ok := r.Context().Value(m).(*exchange)
+	if !ok || m.config.URLParameter == "" {
+		return path
+	}
+	u, err := url.Parse(path)
+	if err != nil || u.Opaque != "" || u.Scheme != "" && u.Scheme != "http" && u.Scheme != "https" ||
+		u.Host != "" && u.Host != r.Host || strings.HasPrefix(path, `/\`) || strings.HasPrefix(path, `\`) {
+		return path
+	}
+	s := x.use()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.load()
+	starts := s.err == nil && s.lost == "" && s.record.Revision == 0 && len(s.pending) > 0 && x.phase.Load() == phaseOpen
+	if starts && s.token == "" {
+		if err := s.mint(); err != nil {
+			return path // storing the session fails likewise, and says why
+		}
+	}
+	inCookie := x.carrier == carrierCookie && !x.send && s.record.Revision != 0
+	if s.token == "" || inCookie {
+		return path
+	}
+	x.inURL = true
+	q := m.config.URLParameter + "=" + s.token
+	if u.RawQuery != "" {
+		q = u.RawQuery + "&" + q
+	}
+	u.RawQuery = q
+	return u.String()
+}
