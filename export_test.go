@@ -1,0 +1,12 @@
+package holdfast
+
+import "github.com/holdfast-sessions/holdfast/driver"
+
+// TokenID returns the ID of a well-formed token.
+func TokenID(token string) driver.ID {
+	id, ok := tokenID(token)
+	if !ok {
+		panic("not a token")
+	}
+	return id
+}
