@@ -1,0 +1,244 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Affinity says which upstream a client goes to.
+type Affinity string
+
+const (
+	// AffinityNone takes the upstreams in turn. It is what the zero value means.
+	AffinityNone Affinity = "none"
+	// AffinityCookie keeps a client on its first upstream by a keyed cookie, for as long as that one is up.
+	AffinityCookie Affinity = "cookie"
+)
+
+// Upstream is an application server behind the gateway.
+type Upstream struct {
+	// ID is what the affinity cookie names, so it must stay the same when the order or the number of the upstreams
+	// changes: 1 to 64 of A-Z a-z 0-9 . _ -. Empty: 8 characters of a hash of URL.
+	ID string
+	// URL is http://host:port or https://host:port, with a path if the application lives under one.
+	URL string
+}
+
+// ParseUpstream reads URL or ID=URL, as on a command line. New checks what it returns.
+func ParseUpstream(s string) Upstream {
+	if id, u, ok := strings.Cut(s, "="); ok && !strings.ContainsAny(id, ":/") {
+		return Upstream{ID: id, URL: u}
+	}
+	return Upstream{URL: s}
+}
+
+// Cookie is how the affinity cookie looks. It is always HttpOnly, SameSite=Lax, Path=/, and ends with the browser.
+type Cookie struct {
+	// Name is "holdfast-upstream" if empty. The cookie is called __Host-Name and is Secure.
+	Name string
+	// AllowPlainLocalhost calls it Name, not Secure, on plain HTTP to a loopback host (localhost, 127.0.0.1, ::1), and
+	// expects the same of the application's session cookie: set it as in holdfast.Cookie.
+	AllowPlainLocalhost bool
+}
+
+// Config is what a Gateway is made of. Only Upstreams is required.
+type Config struct {
+	// Upstreams are the application servers, at least one.
+	Upstreams []Upstream
+	// Affinity is AffinityNone if empty.
+	Affinity Affinity
+	// Key makes affinity cookies: 32 random bytes, the same on every gateway in front of these upstreams and across
+	// restarts. Required for AffinityCookie.
+	Key []byte
+	// Cookie is the affinity cookie.
+	Cookie Cookie
+
+	// SessionCookies are the names under which the application keeps its session token; the first that a request
+	// carries counts. Empty: the library's, which is __Host-Http-session, and session where AllowPlainLocalhost applies.
+	SessionCookies []string
+	// DisableSessionCookie says that the application does not keep its token in a cookie.
+	DisableSessionCookie bool
+	// SessionHeader and SessionParameter are the header and the URL parameter that hold the token of a client
+	// without cookies. Empty: not looked at.
+	SessionHeader, SessionParameter string
+
+	// TLS is for the clients' side of Run, HTTP/2 included. Nil: plain HTTP/1.1.
+	TLS *tls.Config
+	// UpstreamTLS is for upstreams with an https URL. Nil: the system's roots.
+	UpstreamTLS *tls.Config
+
+	// DialTimeout is for connecting to an upstream, TLS included. Default 2 s.
+	DialTimeout time.Duration
+	// ResponseHeaderTimeout is from the end of a request until the header of its answer. Default 60 s.
+	ResponseHeaderTimeout time.Duration
+	// ReadHeaderTimeout is for a client to send the header of a request. Default 10 s.
+	ReadHeaderTimeout time.Duration
+	// IdleTimeout is how long a client's connection waits for its next request. Default 2 min.
+	IdleTimeout time.Duration
+	// DrainTimeout is how long Run lets requests finish after its context ended. Default 30 s.
+	DrainTimeout time.Duration
+	// MaxHeaderBytes bounds the header of a request (431 beyond). Default 64 KiB.
+	MaxHeaderBytes int
+
+	// Dial connects to an upstream. Nil: a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// OnRequest is called when a request is over, on its goroutine.
+	OnRequest func(Request)
+	// Logger is slog.Default() if nil. It never gets a token, a cookie or a query string.
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.DialTimeout, 2*time.Second)
+	def(&c.ResponseHeaderTimeout, time.Minute)
+	def(&c.ReadHeaderTimeout, 10*time.Second)
+	def(&c.IdleTimeout, 2*time.Minute)
+	def(&c.DrainTimeout, 30*time.Second)
+	if c.Affinity == "" {
+		c.Affinity = AffinityNone
+	}
+	if c.Cookie.Name == "" {
+		c.Cookie.Name = "holdfast-upstream"
+	}
+	if c.MaxHeaderBytes == 0 {
+		c.MaxHeaderBytes = 64 << 10
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: c.DialTimeout}).DialContext
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+var (
+	upstreamID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	fieldName  = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$") // RFC 9110, token
+)
+
+// Validate reports everything that is wrong with c.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("gateway: "+format, args...)) }
+
+	if len(c.Upstreams) == 0 {
+		bad("no upstream: give the URL of at least one application server")
+	}
+	seen := make(map[string]int)
+	for i, u := range c.Upstreams {
+		parsed, err := u.parse()
+		if err != nil {
+			bad("upstream %d: %w", i+1, err)
+			continue
+		}
+		id := u.id(parsed)
+		if !upstreamID.MatchString(id) {
+			bad("upstream %d: ID %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, id)
+		}
+		if first, ok := seen[id]; ok {
+			bad("upstreams %d and %d have the same ID %q: give each its own", first, i+1, id)
+		} else {
+			seen[id] = i + 1
+		}
+	}
+	switch c.Affinity {
+	case AffinityNone:
+	case AffinityCookie:
+		if len(c.Key) != 32 {
+			bad("key of %d bytes: affinity %q needs 32 random ones, the same on every gateway", len(c.Key), c.Affinity)
+		} else if [32]byte(c.Key) == [32]byte{} {
+			bad("key is all zeros: affinity %q needs 32 random bytes, the same on every gateway", c.Affinity)
+		}
+	default:
+		bad("affinity %q unknown (want none, cookie)", c.Affinity)
+	}
+	if !fieldName.MatchString(c.Cookie.Name) || strings.HasPrefix(c.Cookie.Name, "__") {
+		bad("cookie name %q: want letters, digits and - . _ without a __ prefix, which is added", c.Cookie.Name)
+	}
+	for _, name := range c.SessionCookies {
+		if !fieldName.MatchString(name) {
+			bad("session cookie name %q is not a cookie name", name)
+		}
+	}
+	if h := c.SessionHeader; h != "" {
+		if !fieldName.MatchString(h) {
+			bad("session header %q is not a header name", h)
+		} else if reserved(h) {
+			bad("session header %q: the gateway strips this name from clients' requests; use another, such as Session-Token", h)
+		}
+	}
+	if t := c.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		bad("TLS has no certificate")
+	}
+	for _, t := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"dial timeout", c.DialTimeout},
+		{"response header timeout", c.ResponseHeaderTimeout},
+		{"read header timeout", c.ReadHeaderTimeout},
+		{"idle timeout", c.IdleTimeout},
+		{"drain timeout", c.DrainTimeout},
+	} {
+		if t.d < 0 {
+			bad("%s %v is negative", t.name, t.d)
+		}
+	}
+	if c.MaxHeaderBytes < 0 {
+		bad("max header bytes %d is negative", c.MaxHeaderBytes)
+	}
+	return errors.Join(errs...)
+}
+
+// parse returns the URL of u. Its errors do not show the URL where that may hold a password.
+func (u Upstream) parse() (*url.URL, error) {
+	p, err := url.Parse(u.URL)
+	switch {
+	case err != nil:
+		var parse *url.Error
+		if errors.As(err, &parse) {
+			err = parse.Err
+		}
+		return nil, fmt.Errorf("bad URL: %w (want http://host:port)", err)
+	case p.User != nil:
+		return nil, errors.New("URL has a user name or password: remove it (want http://host:port)")
+	case p.Scheme != "http" && p.Scheme != "https":
+		return nil, fmt.Errorf("URL %q: want http://host:port or https://host:port", u.URL)
+	case p.Hostname() == "":
+		return nil, fmt.Errorf("URL %q has no host (want http://host:port)", u.URL)
+	case p.RawQuery != "" || p.ForceQuery || p.Fragment != "":
+		return nil, fmt.Errorf("URL %q has a query or fragment: remove it", u.URL)
+	}
+	if port := p.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return nil, fmt.Errorf("URL %q: port %s is not 1 to 65535", u.URL, port)
+		}
+	}
+	return p, nil
+}
+
+func (u Upstream) id(p *url.URL) string {
+	if u.ID != "" {
+		return u.ID
+	}
+	sum := sha256.Sum256([]byte("holdfast upstream v1\x00" + strings.ToLower(p.Scheme+"://"+p.Host) + strings.TrimSuffix(p.EscapedPath(), "/")))
+	return hex.EncodeToString(sum[:4])
+}

@@ -1,0 +1,92 @@
+package gateway_test
+
+import (
+	"crypto/tls"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-sessions/holdfast/gateway"
+)
+
+func TestConfigErrors(t *testing.T) {
+	one := upstreams("http://127.0.0.1:1")
+	for _, c := range []struct {
+		name   string
+		config gateway.Config
+		want   []string // one for each line of the error
+	}{
+		{"zero", gateway.Config{}, []string{"no upstream"}},
+		{"everything", gateway.Config{
+			Upstreams: []gateway.Upstream{
+				{URL: "http://a:1"}, {URL: "http://A:1/"}, {ID: "x", URL: "http://b"}, {ID: "x", URL: "http://c"}, {ID: "a/b", URL: "http://d"},
+				{URL: "a:1"}, {URL: "127.0.0.1:80"}, {URL: ""}, {URL: "ftp://a"}, {URL: "http://"}, {URL: "http://:80"}, {URL: "http://a?x=y"}, {URL: "http://a#x"},
+				{URL: "http://a:0"}, {URL: "http://a:65536"}, {URL: "http://user:secret@a"}, {URL: "http://a b:secret@x\x7f"},
+			},
+			Affinity: "sticky", Cookie: gateway.Cookie{Name: "a b"}, SessionCookies: []string{"ok", "not ok"}, SessionHeader: "X-Session-Token",
+			TLS: &tls.Config{}, DialTimeout: -1, DrainTimeout: -time.Second, MaxHeaderBytes: -1,
+		}, []string{
+			"upstreams 1 and 2 have the same ID", "upstreams 3 and 4 have the same ID", `upstream 5: ID "a/b"`,
+			"upstream 6", "upstream 7", "upstream 8", "upstream 9", "upstream 10: URL \"http://\" has no host", "upstream 11", "upstream 12", "upstream 13",
+			"upstream 14", "upstream 15", "upstream 16: URL has a user name or password", "upstream 17",
+			`affinity "sticky" unknown (want none, cookie)`, `cookie name "a b"`, `session cookie name "not ok"`, `session header "X-Session-Token"`,
+			"TLS has no certificate", "dial timeout -1ns", "drain timeout -1s", "max header bytes -1",
+		}},
+		{"no key", gateway.Config{Upstreams: one, Affinity: gateway.AffinityCookie}, []string{"key of 0 bytes"}},
+		{"short key", gateway.Config{Upstreams: one, Affinity: gateway.AffinityCookie, Key: []byte("short")}, []string{"key of 5 bytes"}},
+		{"zero key", gateway.Config{Upstreams: one, Affinity: gateway.AffinityCookie, Key: make([]byte, 32)}, []string{"key is all zeros"}},
+		{"prefixed name", gateway.Config{Upstreams: one, Cookie: gateway.Cookie{Name: "__Host-x"}}, []string{"without a __ prefix"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := gateway.New(c.config)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			lines := strings.Split(err.Error(), "\n")
+			if len(lines) != len(c.want) {
+				t.Fatalf("%d errors, want %d:\n%v", len(lines), len(c.want), err)
+			}
+			for i, line := range lines {
+				if !strings.HasPrefix(line, "gateway: ") || !strings.Contains(line, c.want[i]) {
+					t.Errorf("error %d: %q, want %q in it", i, line, c.want[i])
+				}
+			}
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("error shows a password: %v", err)
+			}
+		})
+	}
+}
+
+func TestParseUpstream(t *testing.T) {
+	for in, want := range map[string]gateway.Upstream{
+		"http://a:1":           {URL: "http://a:1"},
+		"app1=http://a:1":      {ID: "app1", URL: "http://a:1"},
+		"http://a:1/x?y=z":     {URL: "http://a:1/x?y=z"},
+		"app.1-b_2=https://a/": {ID: "app.1-b_2", URL: "https://a/"},
+		"=http://a":            {URL: "http://a"},
+		"":                     {},
+	} {
+		if d := cmp.Diff(want, gateway.ParseUpstream(in)); d != "" {
+			t.Errorf("ParseUpstream(%q) (-want +got):\n%s", in, d)
+		}
+	}
+}
+
+// The ID of an upstream without one must never change: affinity cookies depend on it.
+func TestDerivedID(t *testing.T) {
+	for url, want := range map[string]string{
+		"http://127.0.0.1:3000": "2ce1e6cf", "http://127.0.0.1:3000/": "2ce1e6cf", "HTTP://127.0.0.1:3000": "2ce1e6cf",
+		"https://127.0.0.1:3000": "", "http://127.0.0.1:3000/app": "", "http://127.0.0.1:3001": "",
+	} {
+		g, err := gateway.New(gateway.Config{Upstreams: []gateway.Upstream{{URL: url}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id := g.Upstreams()[0].ID; want != "" && id != want || want == "" && id == "2ce1e6cf" || len(id) != 8 {
+			t.Errorf("ID of %s: %s, want %s", url, id, want)
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"time"
+)
+
+// maxRepeats bounds how often one request is sent again after a connection broke under it. Failed connects are
+// not counted: each upstream is tried once.
+const maxRepeats = 3
+
+// How a request ends without an answer from an upstream. Any other error means that the upstream failed when it
+// may have had the request.
+var (
+	errUnreachable = errors.New("no upstream can be reached")
+	errClientGone  = errors.New("client went away")
+	errBadRequest  = errors.New("bad request")
+)
+
+// exchange is one request and what becomes of it.
+type exchange struct {
+	in       *http.Request
+	writer   http.ResponseWriter
+	cancel   context.CancelFunc
+	unwatch  func() bool // undoes server.watch, or nil
+	began    time.Time
+	home     *upstream // that the client belongs to, or nil
+	served   *upstream // that answered
+	body     *replay   // of the request, or nil
+	duplex   bool      // the answer begins while the client is still sending, over HTTP/1
+	attempts int
+	status   int
+
+	attempt attempt
+}
+
+// attempt is what the transport did with a request. It calls the hooks of trace on the goroutine of RoundTrip.
+type attempt struct {
+	asked  bool // for a connection; if not, the request itself was refused
+	conn   *conn
+	mark   int64 // what had been sent on conn before
+	reused bool  // conn
+	sent   bool  // bytes of the request, on an earlier connection
+}
+
+// mayHaveArrived reports whether any of the request was sent.
+func (a *attempt) mayHaveArrived() bool {
+	return a.sent || a.conn != nil && a.conn.sent.Load() != a.mark
+}
+
+func (a *attempt) trace() *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		// The transport itself repeats some requests on another connection.
+		GetConn: func(string) {
+			a.sent = a.mayHaveArrived()
+			a.asked, a.conn = true, nil
+		},
+		GotConn: func(info httptrace.GotConnInfo) {
+			c, secure := trackedConn(info.Conn)
+			a.conn, a.mark, a.reused = c, c.sent.Load(), info.Reused
+			if info.Reused && stale(c.Conn, secure) {
+				_ = c.Conn.Close() // nothing can be written on it: the request is not lost
+			}
+		},
+	}
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
+
+// forwarder is the transport of the ReverseProxy. It picks an upstream, and goes on to others while that does no
+// harm.
+type forwarder struct{ pool *pool }
+
+func (f *forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
+	x := exchangeOf(req.Context())
+	body := newReplay(req)
+	x.body = body
+	var tried []*upstream
+	u := f.pool.pick(x.home, nil)
+	for repeats := 0; ; {
+		res, err := x.send(u, req, body)
+		if err == nil {
+			x.served = u
+			u.answered()
+			return res, nil
+		}
+		a := &x.attempt
+		switch {
+		case req.Context().Err() != nil:
+			return nil, fmt.Errorf("%w: %w", errClientGone, err)
+		case body.clientError() != nil || !a.asked:
+			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+		}
+		u.failures.Add(1)
+		unconnected := a.conn == nil
+		if unconnected {
+			u.refused(f.pool.now(), err)
+		}
+		err = fmt.Errorf("upstream %s: %w", u.id, err)
+		if a.mayHaveArrived() && !idempotent(req.Method) || !body.rewindable() {
+			return nil, err
+		}
+		if !unconnected {
+			if repeats++; repeats > maxRepeats {
+				return nil, err
+			}
+		}
+		next := u
+		if !unconnected && a.reused && !timeout(err) {
+			// The connection was an old one, which says nothing about the upstream: try it on a new one.
+			u.transport.CloseIdleConnections()
+		} else {
+			tried = append(tried, u)
+			next = f.pool.pick(x.home, tried)
+		}
+		switch {
+		case next == nil && unconnected:
+			return nil, fmt.Errorf("%w: %w", errUnreachable, err)
+		case next == nil:
+			return nil, err
+		}
+		u.repeats.Add(1)
+		u = next
+	}
+}
+
+// send makes one attempt.
+func (x *exchange) send(u *upstream, req *http.Request, body *replay) (*http.Response, error) {
+	x.attempts++
+	x.attempt = attempt{}
+	out := req.WithContext(req.Context()) // a shallow copy
+	target := *req.URL
+	out.URL = &target
+	(&httputil.ProxyRequest{Out: out}).SetURL(u.url)
+	out.Host = req.Host
+	if body != nil {
+		out.Body = body.attempt()
+	}
+	res, err := u.transport.RoundTrip(out)
+	if err == nil && idempotent(req.Method) {
+		err = hold(res, req.Method)
+	}
+	return res, err
+}
+
+// hold reads the body of a small answer, so that an upstream that dies over it can be replaced.
+func hold(res *http.Response, method string) error {
+	n := res.ContentLength
+	if n <= 0 || n > maxReplay || method == http.MethodHead || res.StatusCode == http.StatusSwitchingProtocols {
+		return nil
+	}
+	defer res.Body.Close()
+	b := make([]byte, n)
+	if _, err := io.ReadFull(res.Body, b); err != nil {
+		return fmt.Errorf("read answer: %w", err)
+	}
+	res.Body = io.NopCloser(bytes.NewReader(b))
+	return nil
+}
+
+// idempotent reports whether a request may be repeated when it is not known whether it arrived (RFC 9110, 9.2.2).
+func idempotent(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return false
+}
+
+func timeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}

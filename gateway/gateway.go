@@ -1,0 +1,296 @@
+// Package gateway is a reverse proxy for applications that keep sessions: it sends a client's requests to the
+// same upstream where that is wanted, and never lets a client depend on an upstream that is gone.
+//
+// An upstream that refuses a connection is left at once, in the same request, and the client's affinity cookie is
+// rewritten in the answer. A request that may have reached an upstream is repeated only if its method is
+// idempotent and its body can be sent again. There are no health checks yet: the requests themselves find out.
+// docs/gateway.md has the tables.
+//
+//	g, err := gateway.New(gateway.Config{
+//		Upstreams: []gateway.Upstream{{ID: "a", URL: "http://10.0.0.1:3000"}, {ID: "b", URL: "http://10.0.0.2:3000"}},
+//		Affinity:  gateway.AffinityCookie,
+//		Key:       key,
+//	})
+//	...
+//	err = g.Run(ctx, listener)
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
+type Gateway struct {
+	config   Config
+	pool     *pool
+	affinity *cookieAffinity // nil: none
+	proxy    *httputil.ReverseProxy
+
+	requests, unavailable, failed, rejected atomic.Uint64
+}
+
+// New returns a Gateway, or everything that is wrong with c. It connects to nothing.
+func New(c Config) (*Gateway, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	c = c.withDefaults()
+	c.SessionCookies = slices.Clone(c.SessionCookies)
+	g := &Gateway{config: c, pool: &pool{start: time.Now()}}
+	for _, u := range c.Upstreams {
+		parsed, err := u.parse()
+		if err != nil {
+			return nil, err
+		}
+		g.pool.upstreams = append(g.pool.upstreams, &upstream{
+			id: u.id(parsed), url: parsed, transport: newTransport(c), logger: c.Logger,
+		})
+	}
+	if c.Affinity == AffinityCookie {
+		g.affinity = newCookieAffinity(c.Cookie, c.Key, g.pool.upstreams)
+	}
+	g.config.Key = nil // not needed any more
+	g.proxy = &httputil.ReverseProxy{
+		Rewrite:        g.rewrite,
+		Transport:      &forwarder{pool: g.pool},
+		ModifyResponse: g.answer,
+		ErrorHandler:   g.fail,
+		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug), // broken off copies
+		BufferPool:     &buffers{},
+	}
+	return g, nil
+}
+
+// newTransport returns the transport of one upstream. It speaks HTTP/1.1 and does not use a proxy.
+func newTransport(c Config) *http.Transport {
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
+			defer cancel()
+			nc, err := c.Dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &conn{Conn: nc}, nil
+		},
+		TLSClientConfig:        c.UpstreamTLS.Clone(),
+		TLSHandshakeTimeout:    c.DialTimeout,
+		ResponseHeaderTimeout:  c.ResponseHeaderTimeout,
+		ExpectContinueTimeout:  time.Second,
+		IdleConnTimeout:        time.Minute,
+		MaxIdleConnsPerHost:    256,
+		MaxResponseHeaderBytes: 1 << 20,
+		DisableCompression:     true,
+		Protocols:              new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	return t
+}
+
+// ServeHTTP passes r on to an upstream.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g.requests.Add(1)
+	x := &exchange{in: r, writer: w, began: time.Now()}
+	defer g.over(x)
+	if status, why := refuse(r); status != 0 {
+		g.rejected.Add(1)
+		x.status = status
+		http.Error(w, why, status)
+		return
+	}
+	if g.affinity != nil {
+		x.home = g.affinity.home(r)
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	x.cancel = cancel
+	ctx = context.WithValue(ctx, exchangeKey{}, x)
+	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
+	if s := serverOf(ctx); s != nil {
+		s.handlers.Add(1)
+		defer s.handlers.Done()
+	}
+	g.proxy.ServeHTTP(w, r.WithContext(ctx))
+	if x.duplex {
+		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
+		// may be waiting for the answer, so that goes out first.
+		_ = http.NewResponseController(w).Flush()
+		_ = r.Body.Close()
+	}
+}
+
+// refuse says which requests are not for a reverse proxy: CONNECT, and targets other than a path or an http URL.
+func refuse(r *http.Request) (status int, why string) {
+	switch {
+	case r.Method == http.MethodConnect:
+		return http.StatusNotImplemented, "CONNECT is not supported."
+	case r.URL.Opaque != "" || r.URL.User != nil || !strings.HasPrefix(r.URL.Path, "/") && r.URL.Host == "":
+		return http.StatusBadRequest, "The request target is not a path."
+	}
+	return 0, ""
+}
+
+// answer looks at the header of an upstream's answer before it goes to the client.
+func (g *Gateway) answer(res *http.Response) error {
+	ctx := res.Request.Context()
+	x := exchangeOf(ctx)
+	x.status = res.StatusCode
+	if res.StatusCode == http.StatusSwitchingProtocols &&
+		!strings.EqualFold(res.Header.Get("Upgrade"), res.Request.Header.Get("Upgrade")) {
+		return fmt.Errorf("upstream %s switched to a protocol that it was not asked for", x.served.id)
+	}
+	if x.in.ProtoMajor == 1 && x.body.streaming() {
+		// By default http.Server takes up to 256 KiB of the body away before it writes a header.
+		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
+	}
+	// A cache in front would add what a 304 carries to the page it keeps for everybody.
+	if g.affinity != nil && x.home != x.served && res.StatusCode != http.StatusNotModified {
+		g.affinity.bind(x.in, x.served, res.Header)
+	}
+	if s := serverOf(ctx); s != nil {
+		s.watch(x, res)
+	}
+	return nil
+}
+
+// fail answers a request that no upstream answered.
+func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r.Context())
+	logger, level, why := g.config.Logger, slog.LevelDebug, ""
+	switch {
+	case errors.Is(err, errClientGone):
+		x.status = 499 // nobody reads it; known from nginx
+	case errors.Is(err, errBadRequest):
+		g.rejected.Add(1)
+		x.status, why = http.StatusBadRequest, "The request could not be read to its end."
+	case errors.Is(err, errUnreachable):
+		g.unavailable.Add(1)
+		x.status, why = http.StatusServiceUnavailable, "No server can be reached at the moment. Please try again in a few seconds."
+		w.Header().Set("Retry-After", "1")
+	case timeout(err):
+		g.failed.Add(1)
+		level = slog.LevelWarn
+		x.status, why = http.StatusGatewayTimeout, "The server did not answer in time. It may or may not have done what was asked."
+	default:
+		g.failed.Add(1)
+		level = slog.LevelWarn
+		x.status, why = http.StatusBadGateway, "The server broke off before it answered. It may or may not have done what was asked."
+	}
+	logger.Log(r.Context(), level, "request not answered",
+		"status", x.status, "method", r.Method, "path", pathOf(x.in), "attempts", x.attempts, "err", err)
+	if why == "" {
+		w.WriteHeader(x.status)
+		return
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	http.Error(w, why, x.status)
+}
+
+func (g *Gateway) over(x *exchange) {
+	if x.unwatch != nil {
+		x.unwatch()
+	}
+	if g.config.OnRequest == nil {
+		return
+	}
+	r := Request{
+		Method: x.in.Method, Path: pathOf(x.in), Status: x.status, Attempts: x.attempts, Duration: time.Since(x.began),
+	}
+	if x.served != nil {
+		r.Upstream = x.served.id
+	}
+	g.config.OnRequest(r)
+}
+
+// pathOf returns the path of r without parameters, which may hold a token (;jsessionid=).
+func pathOf(r *http.Request) string {
+	path, _, _ := strings.Cut(r.URL.Path, ";")
+	return path
+}
+
+// Request is what Config.OnRequest gets to know. It holds no secret.
+type Request struct {
+	Method string
+	// Path is without query and without ;parameters.
+	Path string
+	// Status is what the client got, perhaps broken off midway; 499 if it went away before.
+	Status int
+	// Upstream is the ID of the one that answered, or empty.
+	Upstream string
+	// Attempts counts how often the request was sent or tried to be, over all upstreams.
+	Attempts int
+	// Duration is until the last byte of the answer.
+	Duration time.Duration
+}
+
+// UpstreamStats is the state of an upstream.
+type UpstreamStats struct {
+	ID, URL string
+	// Up is false after a failed connect until the next answer.
+	Up bool
+	// Requests counts its answers, Failures attempts that brought none, Repeats those that were repeated.
+	Requests, Failures, Repeats uint64
+}
+
+// Upstreams returns the state of every upstream, in the order of the configuration.
+func (g *Gateway) Upstreams() []UpstreamStats {
+	all := make([]UpstreamStats, len(g.pool.upstreams))
+	for i, u := range g.pool.upstreams {
+		all[i] = UpstreamStats{
+			ID: u.id, URL: u.url.String(), Up: u.down.Load() == 0,
+			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
+		}
+	}
+	return all
+}
+
+// Stats counts since New.
+type Stats struct {
+	// Requests counts all; Unavailable those answered 503 because no upstream could be reached, Failed those
+	// answered 502 or 504, Rejected those answered 4xx by the gateway itself.
+	Requests, Unavailable, Failed, Rejected uint64
+	Upstreams                               []UpstreamStats
+}
+
+// Stats returns the counters.
+func (g *Gateway) Stats() Stats {
+	return Stats{
+		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
+		Upstreams: g.Upstreams(),
+	}
+}
+
+// Close closes idle connections to upstreams. Run does so at its end; only who serves the Gateway in another way
+// needs it. Requests in flight go on.
+func (g *Gateway) Close() error {
+	for _, u := range g.pool.upstreams {
+		u.transport.CloseIdleConnections()
+	}
+	return nil
+}
+
+// buffers are for copying bodies.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }

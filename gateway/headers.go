@@ -1,0 +1,123 @@
+package gateway
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
+
+// rewrite makes the request that goes to an upstream; where to is decided at each attempt. ReverseProxy has
+// removed the hop-by-hop headers.
+func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
+	h := p.Out.Header
+	for name := range h {
+		if reserved(name) {
+			delete(h, name)
+		}
+	}
+	// An upgrade to another HTTP would be a tunnel past everything that is stripped here (h2c smuggling).
+	if up := h.Get("Upgrade"); up != "" && !strings.EqualFold(up, "websocket") {
+		delete(h, "Upgrade")
+		delete(h, "Connection")
+	}
+	// A request's trailer would arrive unstripped.
+	p.Out.Trailer = nil
+	p.SetXForwarded()
+	if g.affinity != nil {
+		g.affinity.strip(h)
+	}
+	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
+	// the parameters, the application must see no other than we do.
+	if g.config.SessionParameter == "" {
+		p.Out.URL.RawQuery = p.In.URL.RawQuery
+	}
+	if id, ok := g.sessionID(p.Out); ok {
+		h.Set("X-Session-Id", id.Hex())
+	}
+}
+
+// reserved reports whether a client may not send a header of this name, because upstreams trust what the gateway
+// puts there. CGI and its descendants do not tell _ from -, so neither does this.
+func reserved(name string) bool {
+	if name == "" || !strings.Contains("xXfFpP", name[:1]) {
+		return false // most names: spare them the copy
+	}
+	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+	switch name {
+	case "forwarded", "x-real-ip", "proxy": // proxy: CVE-2016-5385, httpoxy
+		return true
+	}
+	return strings.HasPrefix(name, "x-session-") || strings.HasPrefix(name, "x-forwarded-")
+}
+
+// sessionID returns the ID of the session whose token r carries. There is none if the first place that holds
+// something holds more than one thing, or anything but a well-formed token.
+func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
+	token, n := g.sessionToken(r)
+	if n != 1 || !wellFormed(token) {
+		return driver.ID{}, false
+	}
+	return sha256.Sum256([]byte(token)), true
+}
+
+// sessionToken returns what the first place where a session token can be holds, and how many values are there.
+func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
+	count := func(v string) { token, n = v, n+1 }
+	for _, name := range g.sessionCookies(r) {
+		for v := range cookies(r.Header, name) {
+			count(v)
+		}
+		if n > 0 {
+			return token, n
+		}
+	}
+	if name := g.config.SessionHeader; name != "" {
+		for _, v := range r.Header.Values(name) {
+			count(v)
+		}
+		if n > 0 {
+			return token, n
+		}
+	}
+	if name := g.config.SessionParameter; name != "" {
+		for part := range strings.SplitSeq(r.URL.RawQuery, "&") {
+			key, v, _ := strings.Cut(part, "=")
+			if key, err := url.QueryUnescape(key); err == nil && key == name {
+				count(v)
+			}
+		}
+	}
+	return token, n
+}
+
+var (
+	defaultSessionCookies   = []string{"__Host-Http-session"}
+	localhostSessionCookies = []string{"session"}
+)
+
+func (g *Gateway) sessionCookies(r *http.Request) []string {
+	switch {
+	case g.config.DisableSessionCookie:
+		return nil
+	case len(g.config.SessionCookies) > 0:
+		return g.config.SessionCookies
+	case g.config.Cookie.AllowPlainLocalhost && plainLocalhost(r):
+		return localhostSessionCookies
+	}
+	return defaultSessionCookies
+}
+
+// wellFormed reports whether s is the one base64url encoding of 32 bytes.
+func wellFormed(s string) bool {
+	if len(s) != 43 {
+		return false
+	}
+	var b [32]byte
+	n, err := base64.RawURLEncoding.Strict().Decode(b[:], []byte(s))
+	return err == nil && n == 32
+}

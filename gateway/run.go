@@ -1,0 +1,105 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// Run serves on l until ctx ends, and closes l. Then it takes no new requests, ends WebSockets and event streams,
+// which would not end by themselves, lets the other requests finish, and cuts off what is left after
+// Config.DrainTimeout, which it reports as an error. It returns nil after a clean end. Run may be called for
+// several listeners at once.
+func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
+	defer g.Close()
+	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutOff()
+	draining, drainNow := context.WithCancel(ctx)
+	defer drainNow()
+	s := &server{draining: draining}
+	srv := &http.Server{
+		Handler:           g,
+		BaseContext:       func(net.Listener) context.Context { return context.WithValue(base, serverKey{}, s) },
+		ReadHeaderTimeout: g.config.ReadHeaderTimeout,
+		IdleTimeout:       g.config.IdleTimeout,
+		MaxHeaderBytes:    g.config.MaxHeaderBytes,
+		TLSConfig:         g.config.TLS.Clone(),
+		ErrorLog:          slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() {
+		if srv.TLSConfig != nil {
+			served <- srv.ServeTLS(l, "", "")
+		} else {
+			served <- srv.Serve(l)
+		}
+	}()
+
+	var failed error
+	select {
+	case failed = <-served:
+	case <-ctx.Done():
+	}
+	drainNow()
+	drain, cancel := context.WithTimeout(base, g.config.DrainTimeout)
+	defer cancel()
+	late := srv.Shutdown(drain)
+	cutOff()
+	_ = srv.Close() // what Shutdown left
+	s.handlers.Wait()
+	if failed != nil {
+		return fmt.Errorf("gateway: serve on %s: %w", l.Addr(), failed)
+	}
+	<-served
+	if late != nil {
+		return fmt.Errorf("gateway: requests were cut off: not finished %v after the end", g.config.DrainTimeout)
+	}
+	return nil
+}
+
+// server is one Run.
+type server struct {
+	draining context.Context // ends when the server is to end
+	handlers sync.WaitGroup  // also of connections that http.Server no longer knows, because they were upgraded
+}
+
+type serverKey struct{}
+
+// serverOf returns the server a request came by, or nil if it did not come by Run.
+func serverOf(ctx context.Context) *server {
+	s, _ := ctx.Value(serverKey{}).(*server)
+	return s
+}
+
+// watch ends an answer that would not end by itself when the server drains.
+func (s *server) watch(x *exchange, res *http.Response) {
+	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
+	switch {
+	case res.StatusCode == http.StatusSwitchingProtocols:
+	case kind == "text/event-stream":
+		res.Body = &eventStream{res.Body, s.draining}
+	default:
+		return
+	}
+	x.unwatch = context.AfterFunc(s.draining, x.cancel)
+}
+
+// eventStream ends without an error when the server drains: its client connects again.
+type eventStream struct {
+	io.ReadCloser
+	draining context.Context
+}
+
+func (e *eventStream) Read(p []byte) (int, error) {
+	n, err := e.ReadCloser.Read(p)
+	if errors.Is(err, context.Canceled) && e.draining.Err() != nil {
+		err = io.EOF
+	}
+	return n, err
+}
