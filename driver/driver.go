@@ -185,10 +185,12 @@ type Description struct {
 	MaxBytes int
 }
 
-// NewRevision returns a revision for a record that replaces revision prev (0 for a new record). It is larger
-// than prev, and in practice unique for ever: a counter that starts at 1 let a stale writer overwrite a record
-// that had expired and been made anew, because the numbers met again.
+// NewRevision returns a revision for a record that replaces revision prev (0 for a new record). It is larger than
+// prev, and in practice no two states ever stored under one ID share it: a counter that starts at 1 let a stale writer
+// overwrite a record that had expired and been made anew, because the numbers met again. (Two attempts to replace one
+// state share it once in a million; at most one of them succeeds.)
 func NewRevision(prev uint64) uint64 {
 	const random = 20 // bits below the millisecond; the sum stays below 2^63 until the year 2248
-	return max(prev+1, uint64(time.Now().UnixMilli())<<random|uint64(rand.Uint32()>>(32-random)))
+	r := uint64(rand.Uint32() >> (32 - random))
+	return max(prev+1+r, uint64(time.Now().UnixMilli())<<random|r)
 }
