@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -192,5 +193,5 @@ type Description struct {
 func NewRevision(prev uint64) uint64 {
 	const random = 20 // bits below the millisecond; the sum stays below 2^63 until the year 2248
 	r := uint64(rand.Uint32() >> (32 - random))
-	return max(prev+1+r, uint64(time.Now().UnixMilli())<<random|r)
+	return max(prev+1+min(r, math.MaxUint64-1-prev), uint64(time.Now().UnixMilli())<<random|r)
 }
