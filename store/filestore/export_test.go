@@ -1,0 +1,31 @@
+//go:build unix
+
+package filestore
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
+
+// OpenStepped opens a store without a sweeper that calls step before each file-system call.
+func OpenStepped(ctx context.Context, path string, step func(call, name string) error) (*Store, error) {
+	return open(ctx, path, Config{}.withDefaults(), step)
+}
+
+// SweepOnce goes through the whole directory once.
+func (s *Store) SweepOnce(ctx context.Context) (unreadable int, err error) { return s.sweep(ctx) }
+
+// SweepRecord does for one record what a sweep does for each.
+func (s *Store) SweepRecord(ctx context.Context, id driver.ID) error {
+	return storeError("sweep", s.sweepName(ctx, id.Hex()))
+}
+
+// DeleteInPlace is Delete on a full disk.
+func (s *Store) DeleteInPlace(id driver.ID) error { return storeError("delete", s.deleteInPlace(id)) }
+
+// SetChecksum makes b, a file that a test changed, a valid one.
+func SetChecksum(id driver.ID, b []byte) { binary.BigEndian.PutUint32(b[4:], checksum(id, b)) }
+
+const BuildAge = buildAge

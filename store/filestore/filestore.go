@@ -1,0 +1,502 @@
+// Package filestore keeps records in one directory of files that any number of processes on one machine share.
+//
+// It needs no server and no lock, neither flock nor a lock file: a write is decided by one rename, so that a process
+// that is killed, stopped, or swapped out at any point holds up nobody and undoes nothing (record.go has the
+// argument). Readers open one file and read it. What was saved survives the end of every process, and with SyncData
+// also a power failure.
+//
+//	store, err := filestore.Open(ctx, "/var/lib/app/sessions", filestore.Config{})
+//	if err != nil {
+//		return err
+//	}
+//	defer store.Close()
+//	sessions, err := holdfast.New(store, holdfast.Config{})
+//
+// All processes must run as the user that owns the directory. It must be on a local disk: what NFS makes of these
+// calls when it repeats one is not provided for.
+package filestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
+
+// Config are the settings of a store. The zero value is ready for use.
+type Config struct {
+	// SyncData waits for the disk in Save and Delete, so that they survive a power failure. Without it they survive
+	// the end of every process, but what was written in about the last 30 seconds may be lost with the power.
+	SyncData bool
+	// SweepEvery is how often expired records, and what killed processes left behind, are removed. It varies by a
+	// tenth so that processes do not sweep at the same moment. 0: 1 minute. Negative: never.
+	SweepEvery time.Duration
+	// Logger gets a warning when a sweep meets something it cannot read. nil: slog.Default().
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.SweepEvery == 0 {
+		c.SweepEvery = time.Minute
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return c
+}
+
+// Store is a directory of records. It implements driver.Store, driver.Lister and driver.Describer. Create it with
+// Open.
+type Store struct {
+	config Config
+	dir    dir
+	path   string      // absolute
+	self   fs.FileInfo // of dir, to see whether path still leads there
+	closed atomic.Bool
+	stop   func()
+	swept  sync.WaitGroup
+}
+
+// Open returns the store in directory path, which it makes, with mode 0700, if it is missing and its parent is not.
+// It refuses a directory that others can write to or own. A goroutine of the store's removes what has expired, until
+// Close.
+func Open(ctx context.Context, path string, c Config) (*Store, error) {
+	if !supported {
+		return nil, fmt.Errorf("session directory: %w on %s", errors.ErrUnsupported, runtime.GOOS)
+	}
+	s, err := open(ctx, path, c.withDefaults(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("session directory: %w", err)
+	}
+	sweeping, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	if s.config.SweepEvery > 0 {
+		s.swept.Go(func() { s.sweepUntil(sweeping) })
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, path string, c Config, step func(call, name string) error) (*Store, error) {
+	if path == "" {
+		return nil, errors.New("no path given")
+	}
+	path, err := filepath.Abs(path)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: its parent is missing; make it (mkdir -p '%s') or mount it", path, filepath.Dir(path))
+		}
+		return nil, fmt.Errorf("%w: %w", driver.ErrReadOnly, err)
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, driver.Unavailable(err)
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		return nil, fmt.Errorf("%s is a symbolic link; give the directory that it leads to", path)
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, driver.Unavailable(err)
+	}
+	s := &Store{config: c, dir: dir{root, step}, path: path, stop: func() {}}
+	if err := s.inspect(); err != nil {
+		_ = root.Close() // opened for nothing
+		return nil, err
+	}
+	return s, nil
+}
+
+// inspect checks the directory that was opened, which is not necessarily the one that Open looked at.
+func (s *Store) inspect() (err error) {
+	s.self, err = s.dir.root.Stat(".")
+	if err != nil {
+		return driver.Unavailable(err)
+	}
+	if uid := owner(s.self); uid != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d and this process runs as user %d; run it as that user, or: chown -R %d '%s'",
+			s.path, uid, os.Geteuid(), os.Geteuid(), s.path)
+	}
+	if mode := s.self.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("%s is writable by other users (mode %04o), who could replace sessions; fix: chmod 0700 '%s'", s.path, mode, s.path)
+	}
+	// Better to refuse now than to answer the first login with an error. A full disk is no reason: those who are
+	// logged in can go on.
+	probe := driver.ID{}.Hex() + buildInfix + newGeneration().String()
+	err = s.dir.root.Mkdir(probe, 0o700)
+	if err == nil {
+		err = s.dir.root.Remove(probe)
+	}
+	if errors.Is(err, syscall.EROFS) {
+		return fmt.Errorf("%w: %s is on a file system mounted read-only; remount it: mount -o remount,rw", driver.ErrReadOnly, s.path)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %s is not writable (mode %04o); fix: chmod 0700 '%s'", driver.ErrReadOnly, s.path, s.self.Mode().Perm(), s.path)
+	}
+	return nil
+}
+
+// Suffixes of directories that are no records: 16 hexadecimal characters follow.
+const (
+	buildInfix = ".new-" // a record being made
+	trashInfix = ".end-" // something to remove
+)
+
+// Close stops the sweeper. Calls that are under way finish or fail.
+func (s *Store) Close() error {
+	s.closed.Store(true)
+	s.stop()
+	s.swept.Wait()
+	return s.dir.root.Close()
+}
+
+// Describe implements driver.Describer.
+func (s *Store) Describe() driver.Description {
+	d := driver.Description{
+		Name:     "file",
+		Shared:   true,
+		Durable:  "survives the end of every process; a power failure may lose the last 30 s",
+		MaxBytes: maxRecord,
+	}
+	if s.config.SyncData {
+		d.Durable = "survives the end of every process and a power failure"
+	}
+	return d
+}
+
+func (s *Store) ready(ctx context.Context) error {
+	if s.closed.Load() {
+		return driver.ErrClosed
+	}
+	return ctx.Err()
+}
+
+// record opens the directory of a record.
+func (s *Store) record(id driver.ID) (record, error) {
+	d, err := s.dir.sub(id.Hex())
+	return record{d, s.config.SyncData}, err
+}
+
+// present returns an error if the directory has been removed, or another stands in its place: then records are not
+// absent but elsewhere, and what is saved here would not be found by processes that are started later.
+func (s *Store) present() error {
+	info, err := os.Lstat(s.path)
+	if err == nil && os.SameFile(info, s.self) {
+		return nil
+	}
+	return fmt.Errorf("%w: session directory %s was moved or replaced; put it back, or restart this process", driver.ErrUnavailable, s.path)
+}
+
+// Load implements driver.Store.
+func (s *Store) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
+	rec, err := s.load(ctx, id)
+	return rec, storeError("load", err)
+}
+
+func (s *Store) load(ctx context.Context, id driver.ID) (driver.Record, error) {
+	for {
+		if err := s.ready(ctx); err != nil {
+			return driver.Record{}, err
+		}
+		b, err := s.dir.read(id.Hex() + "/" + nameData)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = s.present(); err == nil {
+				err = driver.ErrNotFound
+			}
+		}
+		if err != nil {
+			return driver.Record{}, err
+		}
+		rec, err := decode(id, b)
+		if err != nil {
+			return driver.Record{}, err
+		}
+		if !rec.Expired(time.Now()) {
+			return rec, nil
+		}
+		if s.vacate(ctx, id) != driver.ErrConflict {
+			return driver.Record{}, driver.ErrNotFound // also if the directory is read-only
+		}
+		// It was extended meanwhile.
+	}
+}
+
+// Save implements driver.Store. A record takes at most 64 MiB.
+func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {
+	return storeError("save", s.save(ctx, id, rec, prev))
+}
+
+func (s *Store) save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if err := s.present(); err != nil {
+		return err
+	}
+	g := newGeneration()
+	b, err := encode(id, g, rec)
+	if err != nil {
+		return err
+	}
+	if prev == 0 {
+		return s.create(ctx, id, g, b)
+	}
+	r, err := s.record(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return driver.ErrConflict
+	}
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	h, err := r.head()
+	if errors.Is(err, fs.ErrNotExist) {
+		return driver.ErrConflict
+	}
+	if err != nil {
+		return err
+	}
+	if h.revision != prev || h.expired() {
+		return driver.ErrConflict
+	}
+	return s.unlessMoved(id, r, r.replace(ctx, h, g, b), driver.ErrConflict)
+}
+
+// unlessMoved turns errStuck into other if r is no longer what id leads to: a directory that is being removed loses
+// its files in any order.
+func (s *Store) unlessMoved(id driver.ID, r record, err, other error) error {
+	if !errors.Is(err, errStuck) {
+		return err
+	}
+	there, err := s.dir.lstat(id.Hex())
+	if errors.Is(err, fs.ErrNotExist) {
+		return other
+	}
+	if err != nil {
+		return err
+	}
+	here, err := r.lstat(".")
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(here, there) {
+		return other
+	}
+	return errStuck
+}
+
+// create makes a record where there is none, or an expired one.
+func (s *Store) create(ctx context.Context, id driver.ID, g generation, b []byte) error {
+	for {
+		if err := s.vacate(ctx, id); err != nil {
+			return err
+		}
+		err := s.publish(ctx, id, g, b)
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+			continue // somebody was faster; or this process slept so long that a sweeper removed what it had built
+		}
+		if err == nil && s.config.SyncData {
+			err = s.dir.sync()
+		}
+		return err
+	}
+}
+
+// publish makes the directory of a record under another name and renames it. It returns fs.ErrExist if there is a
+// directory with the record's name.
+func (s *Store) publish(ctx context.Context, id driver.ID, g generation, b []byte) error {
+	name := id.Hex() + buildInfix + newGeneration().String()
+	if err := s.dir.mkdir(name); err != nil {
+		return err
+	}
+	err := s.build(name, g, b)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = s.dir.rename(name, id.Hex())
+	}
+	if err != nil && s.dir.remove(name) != nil { // remove needs no file descriptor
+		_ = s.discard(name) // else the sweeper does it
+	}
+	return err
+}
+
+// discard removes a directory that is not, or no longer, named by a record.
+func (s *Store) discard(name string) error {
+	d, err := s.dir.sub(name)
+	if err == nil {
+		err = record{dir: d}.clear()
+		d.close()
+	}
+	if err == nil {
+		err = s.dir.remove(name)
+	}
+	if err != nil { // it is none of ours, or a writer that lost left its candidate just now
+		err = s.dir.removeAll(name)
+	}
+	return err
+}
+
+func (s *Store) build(name string, g generation, b []byte) error {
+	d, err := s.dir.sub(name)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := d.write(nameData, b, s.config.SyncData); err != nil {
+		return err
+	}
+	if err := d.write(g.token(), nil, s.config.SyncData); err != nil {
+		return err
+	}
+	return record{d, s.config.SyncData}.syncNames()
+}
+
+// vacate makes sure that id leads to no directory, ending an expired record. It returns driver.ErrConflict if there
+// is a live one.
+func (s *Store) vacate(ctx context.Context, id driver.ID) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		r, err := s.record(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			return s.present()
+		}
+		if err != nil {
+			return err
+		}
+		ended, err := s.endExpired(r)
+		err = s.unlessMoved(id, r, err, nil)
+		r.close()
+		if err != nil {
+			return err
+		}
+		if !ended {
+			continue
+		}
+		err = s.dir.remove(id.Hex())
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrExist) { // it is not empty: made anew, or a loser has yet to remove its candidate
+			return err
+		}
+	}
+}
+
+// endExpired ends r if it has expired, and returns driver.ErrConflict if not.
+func (s *Store) endExpired(r record) (ended bool, err error) {
+	h, err := r.head()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, r.clear()
+	case err != nil:
+		return false, err
+	case !h.expired():
+		return false, driver.ErrConflict
+	}
+	return r.end(h.generation)
+}
+
+// Delete implements driver.Store.
+func (s *Store) Delete(ctx context.Context, id driver.ID) error {
+	return storeError("delete", s.delete(ctx, id))
+}
+
+func (s *Store) delete(ctx context.Context, id driver.ID) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if err := s.present(); err != nil {
+		return err
+	}
+	trash := id.Hex() + trashInfix + newGeneration().String()
+	err := s.dir.rename(id.Hex(), trash)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if l, ok := errors.AsType[*os.LinkError](err); ok && full(l.Err) {
+		return s.deleteInPlace(id) // the longer name may need another block for the directory
+	}
+	if err == nil && s.config.SyncData {
+		err = s.dir.sync()
+	}
+	if err != nil {
+		return err
+	}
+	_ = s.discard(trash) // else the sweeper does it
+	return nil
+}
+
+// deleteInPlace ends a record on a full disk, needing no space.
+func (s *Store) deleteInPlace(id driver.ID) error {
+	r, err := s.record(id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if err := r.endAny(); err != nil {
+		return err
+	}
+	_ = s.dir.remove(id.Hex()) // else the sweeper does it
+	return r.syncNames()
+}
+
+// List implements driver.Lister. It leaves out records that it cannot read: Load says what is wrong with them.
+func (s *Store) List(ctx context.Context) iter.Seq2[driver.Item, error] {
+	return func(yield func(driver.Item, error) bool) {
+		if err := s.ready(ctx); err != nil {
+			yield(driver.Item{}, err)
+			return
+		}
+		errStop := errors.New("stop")
+		seen := make(map[driver.ID]struct{}) // a name that goes and comes back may be listed twice
+		err := s.dir.list(ctx, 256, func(names []string) error {
+			for _, name := range names {
+				id, err := driver.ParseID(name)
+				if err != nil {
+					continue
+				}
+				if _, again := seen[id]; again {
+					continue
+				}
+				rec, err := s.load(ctx, id)
+				if errors.Is(err, driver.ErrNotFound) || errors.Is(err, driver.ErrCorrupt) || errors.Is(err, driver.ErrVersion) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				seen[id] = struct{}{}
+				if !yield(driver.Item{ID: id, Record: rec}, nil) {
+					return errStop
+				}
+			}
+			return nil
+		})
+		if err != nil && err != errStop {
+			yield(driver.Item{}, storeError("load", err))
+		}
+	}
+}
