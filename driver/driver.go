@@ -114,7 +114,7 @@ type Change struct {
 }
 
 // Store keeps records. Its methods may be called concurrently. They return by the deadline of ctx, or shortly
-// after, and never keep or modify a slice they were given; the caller does not modify one it got.
+// after, do nothing with one that has already ended, and never keep or modify a slice they were given; the caller does not modify one it got.
 type Store interface {
 	// Load returns the record, or ErrNotFound if it is absent, expired or ended.
 	Load(ctx context.Context, id ID) (Record, error)

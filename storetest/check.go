@@ -113,14 +113,15 @@ func capabilities(s driver.Store) []string {
 	return c
 }
 
-// latency measures calls for at most a second and 1,000 calls of each kind.
+// latency measures calls for about a second and at most 1,000 calls of each kind.
 func (t *T) latency(ctx context.Context) []Latency {
 	id := t.newID()
 	rec := sized(1024)
 	t.save(ctx, id, rec, 0)
-	measure := func(name string, call func()) Latency {
+	measureAfter := func(before func(), name string, call func()) Latency {
 		var took []time.Duration
 		for start := time.Now(); len(took) < 1000 && time.Since(start) < time.Second; {
+			before()
 			begun := time.Now()
 			call()
 			took = append(took, time.Since(begun))
@@ -128,6 +129,7 @@ func (t *T) latency(ctx context.Context) []Latency {
 		slices.Sort(took)
 		return Latency{Call: name, Calls: len(took), Median: took[len(took)/2], P99: took[len(took)*99/100]}
 	}
+	measure := func(name string, call func()) Latency { return measureAfter(func() {}, name, call) }
 	load := measure("load", func() { rec = t.load(ctx, id) })
 	save := measure("save", func() {
 		next := after(rec)
@@ -145,6 +147,7 @@ func (t *T) latency(ctx context.Context) []Latency {
 			rec = merged
 		}))
 	}
-	remove := measure("delete", func() { t.delete(ctx, id) })
+	t.delete(ctx, id)
+	remove := measureAfter(func() { t.save(ctx, id, after(rec), 0) }, "delete", func() { t.delete(ctx, id) })
 	return append(all, remove)
 }

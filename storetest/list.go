@@ -104,7 +104,7 @@ func listComplete(ctx context.Context, t *T) {
 
 func listAmongWrites(ctx context.Context, t *T) {
 	var stable, changing []driver.ID
-	for range 200 {
+	for range 100 {
 		id := t.newID()
 		t.save(ctx, id, newRecord(longTTL, "n", "0"), 0)
 		stable = append(stable, id)
@@ -128,7 +128,7 @@ func listAmongWrites(ctx context.Context, t *T) {
 						return
 					default:
 					}
-					n := i / 4 % 50 * 4
+					n := i / 4 % 25 * 4
 					id := stable[n+w] // each writer has IDs of its own
 					rec := t.load(ctx, id)
 					t.save(ctx, id, after(rec, sets("n", fmt.Sprint(i), "fill", filler(i%300))...), rec.Revision)
@@ -140,7 +140,7 @@ func listAmongWrites(ctx context.Context, t *T) {
 		})
 	}
 	t.protect(func() {
-		for range 10 {
+		for range 5 {
 			times := make(map[driver.ID]int)
 			for item, err := range t.store().(driver.Lister).List(ctx) {
 				if err != nil {
@@ -151,9 +151,11 @@ func listAmongWrites(ctx context.Context, t *T) {
 				}
 				times[item.ID]++
 				// Some that were yielded and some that were not move on, whatever the others come to do.
-				id := own[len(times)%len(own)]
-				rec := t.load(ctx, id)
-				t.save(ctx, id, after(rec, sets("fill", filler(len(times)%300))...), rec.Revision)
+				if n := len(times); n%5 == 0 {
+					id := own[n/5%len(own)]
+					rec := t.load(ctx, id)
+					t.save(ctx, id, after(rec, sets("fill", filler(n))...), rec.Revision)
+				}
 			}
 			for _, id := range slices.Concat(stable, own) {
 				if times[id] != 1 {

@@ -48,7 +48,7 @@ func runAll(t *testing.T, open func(t testing.TB) driver.Store, o Options, peers
 				r = runOne(t, c, o.source(t, open, peers))
 			}
 			if r.Skipped != "" && !t.Failed() {
-				t.Skip(r.Skipped)
+				t.Logf("does not apply: %s", r.Skipped)
 			}
 		})
 	}
