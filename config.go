@@ -56,8 +56,8 @@ type Config struct {
 
 	// OnEvent is called after something happened to a session, during the request that did it: it must be quick.
 	OnEvent func(context.Context, Event)
-	// OnError answers a request whose session could not be saved: the header is empty and nothing is written yet.
-	// Default: Manager.Error.
+	// OnError answers a request whose session could not be saved: nothing is written yet, and the header is empty, but
+	// for the token where a login was stored before. Default: Manager.Error.
 	OnError func(http.ResponseWriter, *http.Request, error)
 	// Logger gets what an operator should act on. Default: slog.Default().
 	Logger *slog.Logger
@@ -186,10 +186,11 @@ func (c Cookie) validate() error {
 	if len(c.Name) > 256 || len(c.Domain) > 1024 || len(c.Path) > 1024 {
 		bad("Name, Domain or Path is longer than browsers keep (256, 1024, 1024 bytes)")
 	}
-	if strings.ContainsAny(c.Domain, " ;,/:\x00\r\n") {
+	// net/http leaves out a Domain or Path that it does not know, so that the cookie would go elsewhere.
+	if (&http.Cookie{Name: "x", Domain: c.Domain}).Valid() != nil && c.Domain != "" {
 		bad("Domain %q is not a domain name", c.Domain)
 	}
-	if !strings.HasPrefix(c.Path, "/") || strings.ContainsAny(c.Path, ";\x00\r\n") {
+	if !strings.HasPrefix(c.Path, "/") || (&http.Cookie{Name: "x", Path: c.Path}).Valid() != nil {
 		bad("Path %q: want a path that starts with /", c.Path)
 	}
 	if c.Partitioned && c.SameSite != http.SameSiteNoneMode {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"sync/atomic"
 
@@ -60,7 +61,7 @@ const (
 	EventCreated EventKind = "created" // a session was saved for the first time
 	EventRenewed EventKind = "renewed" // it has a new token; Cause: "login" or "renew"
 	EventEnded   EventKind = "ended"   // by force or logout; Cause: "logout", "revoked", "limit", "corrupt"
-	EventLost    EventKind = "lost"    // a request's changes were dropped because the session had ended or was renewed
+	EventLost    EventKind = "lost"    // a request can save nothing because its session was ended or renewed by another
 	EventRefused EventKind = "refused" // a token was not accepted; Cause: "unknown", "malformed", "duplicate", "oversized"
 )
 
@@ -72,13 +73,19 @@ type Event struct {
 	User  string
 }
 
+// LogValue shows the short form of the ID, also in logs that are JSON.
+func (e Event) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("kind", string(e.Kind)), slog.String("cause", e.Cause),
+		slog.String("session", e.ID.String()), slog.String("user", e.User))
+}
+
 // Stats are counts since the Manager was made, for metrics.
 type Stats struct {
 	Loads, Saves, Merges, Touches, Deletes uint64 // store calls
 	Conflicts                              uint64 // saves repeated because another writer was first
 	StoreErrors                            uint64 // store calls that failed for another reason
 	Created, Renewed, Ended                uint64 // sessions
-	Lost                                   uint64 // requests whose changes were dropped, see EventLost
+	Lost                                   uint64 // requests that could save nothing, see EventLost
 	Unknown, Malformed                     uint64 // tokens not accepted
 	Duplicate, Oversized                   uint64 // Cookie headers not accepted
 	Corrupt                                uint64 // stored records that could not be read

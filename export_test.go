@@ -1,6 +1,10 @@
 package holdfast
 
-import "github.com/holdfast-sessions/holdfast/driver"
+import (
+	"crypto/rand"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
 
 // TokenID returns the ID of a well-formed token.
 func TokenID(token string) driver.ID {
@@ -10,3 +14,12 @@ func TokenID(token string) driver.ID {
 	}
 	return id
 }
+
+var (
+	ParseToken   = tokenID
+	NewToken     = newToken
+	CookieValues = cookieValues
+
+	// DefaultRand is what Config.Rand is by default.
+	DefaultRand = rand.Reader
+)

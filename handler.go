@@ -86,6 +86,9 @@ func (x *exchange) Value(key any) any {
 	return x.Context.Value(key)
 }
 
+// String keeps tokens in the request's address out of logs that print its context.
+func (x *exchange) String() string { return "holdfast request" }
+
 // use returns the session, which the caller loads.
 func (x *exchange) use() *Session {
 	x.mu.Lock()
@@ -106,6 +109,7 @@ func (x *exchange) commit() error {
 	}
 	s := x.session
 	if s == nil {
+		x.protectAddress()
 		x.phase.Store(phaseCommitted)
 		return nil
 	}
@@ -122,6 +126,10 @@ func (x *exchange) commit() error {
 	x.failure = err
 	x.wroteHeader = true
 	clear(x.Header())
+	x.protectAddress()
+	if x.send || x.clear { // stored already: without it the client would be left with a token that has ended
+		x.completeHeader(s)
+	}
 	if x.m.config.OnError != nil {
 		x.m.config.OnError(x.ResponseWriter, x.r, err)
 	} else {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -58,10 +59,14 @@ func (s *Session) load() {
 		s.err = err
 	case isMarker(rec):
 		s.lost = markerKind(rec)
+		s.m.emit(ctx, &s.m.counters.lost, Event{Kind: EventLost, ID: id})
 	default:
 		s.token, s.id, s.record, s.policy = token, id, rec, s.m.policyOf(rec)
 	}
 }
+
+// Format prints a session as "[session]", whatever the verb: its token and its values are not for logs.
+func (s *Session) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[session]") }
 
 // ID names the session in lists and logs, and to Manager.Open. It is zero until the session is stored, and another
 // one after Login and Renew.
@@ -171,6 +176,9 @@ func (s *Session) writable() error {
 	case s.lost != "":
 		return ErrEnded
 	case s.x == nil:
+		if s.record.Revision == 0 {
+			return ErrEnded // opened by its ID, and logged out: nobody could be given the token of another
+		}
 		return nil
 	}
 	switch p := s.x.phase.Load(); {
@@ -260,6 +268,9 @@ func (s *Session) stored(ctx context.Context, rec driver.Record, err error) erro
 func (s *Session) lose(ctx context.Context, kind string) {
 	s.m.emit(ctx, &s.m.counters.lost, Event{Kind: EventLost, ID: s.id, User: s.record.User})
 	s.lost, s.pending, s.record = kind, nil, driver.Record{}
+	if s.x != nil {
+		s.x.send = false // another cookie may be on its way
+	}
 }
 
 // create stores a new session with changes, and has its token sent.
@@ -413,10 +424,15 @@ func (s *Session) renew(ctx context.Context, r renewal) error {
 		// The new token is known to nobody: what is left of it if this fails expires, listed.
 		ctx, cancel := s.m.bound(context.WithoutCancel(ctx))
 		defer cancel()
+		ended := errors.Is(err, ErrEnded)
 		if s.m.delete(ctx, fresh.id) == nil && r.user != "" {
-			s.m.unlist(ctx, r.user, fresh.id)
+			var keep []driver.ID
+			if !ended {
+				keep = []driver.ID{old.id}
+			}
+			s.m.unlist(ctx, r.user, fresh.id, keep...)
 		}
-		if errors.Is(err, ErrEnded) {
+		if ended {
 			s.lose(ctx, markerRenewed)
 		}
 		return err

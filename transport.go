@@ -175,6 +175,7 @@ func (c sentCookie) header(value string, maxAge int) string {
 
 // completeHeader adds what the session means to the response: its token, and who may keep a copy.
 func (x *exchange) completeHeader(s *Session) {
+	x.protectAddress()
 	if !s.loaded {
 		return
 	}
@@ -185,16 +186,17 @@ func (x *exchange) completeHeader(s *Session) {
 	if m.config.Header != "" {
 		addVary(h, m.config.Header)
 	}
-	if x.send || x.clear || x.duplicate || x.inURL || x.carrier == carrierURL {
+	if x.send || x.clear || x.duplicate {
 		h.Set("Cache-Control", "no-store")
 	} else {
 		makePrivate(h)
 	}
-	if x.inURL || x.carrier == carrierURL {
-		h.Set("Referrer-Policy", "no-referrer")
-	}
 	if x.clear && m.config.ClearSiteData {
-		h.Set("Clear-Site-Data", `"cookies", "storage"`)
+		what := `"cookies", "storage"`
+		if x.send { // "cookies" would take the new one along
+			what = `"storage"`
+		}
+		h.Set("Clear-Site-Data", what)
 	}
 	if m.config.Header != "" && (x.carrier == carrierHeader || m.config.DisableCookie) {
 		if x.send {
@@ -225,6 +227,14 @@ func (x *exchange) completeHeader(s *Session) {
 		h.Add("Set-Cookie", c.header(s.token, maxAge))
 	case x.clear:
 		h.Add("Set-Cookie", c.header("", -1))
+	}
+}
+
+// protectAddress keeps a token in the address of this page, or in those it links to, out of caches and Referer headers.
+func (x *exchange) protectAddress() {
+	if x.inURL || len(x.urlTokens) > 0 {
+		x.Header().Set("Cache-Control", "no-store")
+		x.Header().Set("Referrer-Policy", "no-referrer")
 	}
 }
 
@@ -330,8 +340,7 @@ func (m *Manager) URL(r *http.Request, path string) string {
 		return path
 	}
 	u, err := url.Parse(path)
-	if err != nil || u.Opaque != "" || u.Scheme != "" && u.Scheme != "http" && u.Scheme != "https" ||
-		u.Host != "" && u.Host != r.Host || strings.HasPrefix(path, `/\`) || strings.HasPrefix(path, `\`) {
+	if err != nil || !leadsHere(u, path, r.Host) {
 		return path
 	}
 	s := x.use()
@@ -344,8 +353,7 @@ func (m *Manager) URL(r *http.Request, path string) string {
 			return path // storing the session fails likewise, and says why
 		}
 	}
-	inCookie := x.carrier == carrierCookie && !x.send && s.record.Revision != 0
-	if s.token == "" || inCookie {
+	if s.token == "" || x.carrier == carrierCookie {
 		return path
 	}
 	x.inURL = true
@@ -355,4 +363,16 @@ func (m *Manager) URL(r *http.Request, path string) string {
 	}
 	u.RawQuery = q
 	return u.String()
+}
+
+// leadsHere reports whether an address, parsed as u, is one of this host for browsers too. They take a backslash for a
+// slash, and whatever number of slashes for the two before a host (WHATWG URL Standard).
+func leadsHere(u *url.URL, address, host string) bool {
+	switch {
+	case u.Opaque != "":
+		return false
+	case u.Host != "":
+		return u.Host == host && (u.Scheme == "" || u.Scheme == "http" || u.Scheme == "https")
+	}
+	return u.Scheme == "" && !strings.HasPrefix(strings.ReplaceAll(address, `\`, "/"), "//")
 }

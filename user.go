@@ -150,7 +150,7 @@ func (m *Manager) enlist(ctx context.Context, user string, e entry, old stale) (
 				changes = append(changes, other.change())
 			case other.ending:
 				// Whoever marked it may have crashed before ending it.
-				if err := m.delete(ctx, other.id); err != nil {
+				if _, err := m.endListed(ctx, other); err != nil {
 					return nil, err
 				}
 				changes = append(changes, other.removal())
@@ -217,20 +217,39 @@ func (m *Manager) absent(ctx context.Context, list []entry) ([]driver.Change, er
 	return gone, nil
 }
 
-// unlist removes a session that has ended from its user's record. If that fails, it stays listed until its lifetime
-// is over, which is harmless.
-func (m *Manager) unlist(ctx context.Context, user string, id driver.ID) {
+// endListed ends a session that its user's record lists, and reports whether it lived. A marker stays, so that slow
+// requests with the token from before a renewal meet it.
+func (m *Manager) endListed(ctx context.Context, e entry) (lived bool, err error) {
+	if e.ending {
+		if rec, err := m.load(ctx, e.id); errors.Is(err, ErrNotFound) || err == nil && isMarker(rec) {
+			return false, nil
+		}
+	}
+	return true, m.delete(ctx, e.id)
+}
+
+// unlist removes a session that has ended from its user's record; those to keep are no longer being ended. If that
+// fails, it stays listed until its lifetime is over, which is harmless.
+func (m *Manager) unlist(ctx context.Context, user string, id driver.ID, keep ...driver.ID) {
 	errUnlisted := errors.New("not listed")
 	err := m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
+		var changes []driver.Change
 		for _, e := range list {
-			if e.id == id {
-				return []driver.Change{e.removal()}, nil
+			switch {
+			case e.id == id:
+				changes = append(changes, e.removal())
+			case e.ending && slices.Contains(keep, e.id):
+				e.ending = false
+				changes = append(changes, e.change())
 			}
 		}
-		return nil, errUnlisted
+		if len(changes) == 0 {
+			return nil, errUnlisted
+		}
+		return changes, nil
 	})
 	if err != nil && err != errUnlisted {
-		m.config.Logger.Warn("ended session stays listed for its user", "session", id, "err", err)
+		m.config.Logger.Warn("ended session stays listed for its user", "session", id.String(), "err", err)
 	}
 }
 
@@ -245,6 +264,8 @@ type Info struct {
 
 // List returns the sessions of a user, oldest first.
 func (m *Manager) List(ctx context.Context, user string) ([]Info, error) {
+	ctx, cancel := m.bound(ctx)
+	defer cancel()
 	rec, err := m.load(ctx, UserID(user))
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
@@ -297,6 +318,8 @@ func (m *Manager) Revoke(ctx context.Context, id driver.ID) error {
 // RevokeUser ends all sessions of a user by force, except some, on every server at once: afterwards none lives that
 // was logged in before. A login that comes at the same moment is before it or after it, never half.
 func (m *Manager) RevokeUser(ctx context.Context, user string, except ...driver.ID) error {
+	ctx, cancel := m.bound(ctx)
+	defer cancel()
 	ended := make(map[driver.ID]bool)
 	return m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
 		var changes []driver.Change
@@ -305,11 +328,14 @@ func (m *Manager) RevokeUser(ctx context.Context, user string, except ...driver.
 				continue
 			}
 			if !ended[e.id] {
-				if err := m.delete(ctx, e.id); err != nil {
+				lived, err := m.endListed(ctx, e)
+				if err != nil {
 					return nil, err
 				}
 				ended[e.id] = true
-				m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "revoked", ID: e.id, User: user})
+				if lived {
+					m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "revoked", ID: e.id, User: user})
+				}
 			}
 			changes = append(changes, e.removal())
 		}

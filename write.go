@@ -123,7 +123,7 @@ func (m *Manager) failed(op string, id driver.ID, err error) error {
 	switch {
 	case errors.Is(err, ErrConflict):
 		m.counters.conflicts.Add(1)
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrTooLarge), errors.Is(err, context.Canceled):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrEnded), errors.Is(err, ErrTooLarge), errors.Is(err, context.Canceled):
 	default:
 		m.counters.storeErrors.Add(1)
 	}
