@@ -57,7 +57,8 @@ type Config struct {
 	// OnEvent is called after something happened to a session, during the request that did it: it must be quick.
 	OnEvent func(context.Context, Event)
 	// OnError answers a request whose session could not be saved: nothing is written yet, and the header is empty, but
-	// for the token where a login was stored before. Default: Manager.Error.
+	// for the token where a login was stored before. It must answer; an error it leaves unanswered becomes an empty 200.
+	// Default: Manager.Error.
 	OnError func(http.ResponseWriter, *http.Request, error)
 	// Logger gets what an operator should act on. Default: slog.Default().
 	Logger *slog.Logger

@@ -283,6 +283,7 @@ func newWorld(t *testing.T, config holdfast.Config, native bool) *world {
 	}
 	t.Cleanup(func() { _ = w.store.Close() })
 	config.Cookie.AllowPlainLocalhost = true
+	config.IdleTimeout = time.Minute // short, as the memory store sweeps once a second
 	w.config = config
 	for i, name := range []string{"a", "b", "setup"} {
 		config.Rand = rand.NewChaCha8([32]byte{byte(i)}) // the same IDs in every schedule
@@ -306,7 +307,7 @@ func newWorld(t *testing.T, config holdfast.Config, native bool) *world {
 	for client, token := range w.tokens {
 		w.old[client] = token
 	}
-	time.Sleep(10 * time.Minute)
+	time.Sleep(config.IdleTimeout / 10)
 	return w
 }
 

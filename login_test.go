@@ -72,7 +72,7 @@ func TestUnknownTokenIsNotAdopted(t *testing.T) {
 			t.Error("a session is stored under a token that was not issued")
 		}
 		want := holdfast.Event{Kind: holdfast.EventRefused, Cause: "unknown", ID: holdfast.TokenID(planted)}
-		if len(events) != 2 || events[0] != want {
+		if len(events) < 2 || events[0] != want {
 			t.Errorf("events %v, want first %v", events, want)
 		}
 	}

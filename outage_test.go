@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/store/memory"
 )
 
 // TestStoreDown: requests that need the session get 503 with Retry-After, others work; it comes back by itself, and
@@ -368,5 +369,53 @@ func TestError(t *testing.T) {
 		if text := string(body[:n]); strings.Contains(text, "hunter2") || strings.Contains(text, "01000000") || len(text) < 20 {
 			t.Errorf("%v: body %q", tt.err, text)
 		}
+	}
+}
+
+// A session that could not be made may be stored all the same: its answer was lost. The next attempt must not meet it.
+func TestStartAfterALostAnswer(t *testing.T) {
+	lose := true
+	store := mustMemory(t)
+	m := mustManager(t, losesAnswers{store, &lose}, holdfast.Config{})
+	v := newVisitor(t, m)
+	v.visit(func(w http.ResponseWriter, r *http.Request, s *holdfast.Session) {
+		must(t, visits.Set(s, 1))
+		wantErr(t, "Save", s.Save(r.Context()), holdfast.ErrUnavailable)
+		lose = false
+		must(t, s.Save(r.Context()))
+	})
+	if n := v.visits(); n != 1 {
+		t.Errorf("visits = %d, want 1", n)
+	}
+}
+
+// losesAnswers saves and says that it could not.
+type losesAnswers struct {
+	*memory.Store
+	lose *bool
+}
+
+func (s losesAnswers) Save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {
+	err := s.Store.Save(ctx, id, rec, prev)
+	if *s.lose {
+		return errDown
+	}
+	return err
+}
+
+// An operator can end what this release cannot read.
+func TestRevokeOfANewerRelease(t *testing.T) {
+	store := mustMemory(t)
+	newer := tapped{store, func(_ context.Context, c storeCall) error {
+		if c.op == "load" {
+			return fmt.Errorf("%w: version 2", driver.ErrVersion)
+		}
+		return nil
+	}}
+	v := newVisitor(t, mustManager(t, store, holdfast.Config{}))
+	v.set(1)
+	must(t, mustManager(t, newer, holdfast.Config{}).Revoke(context.Background(), holdfast.TokenID(v.token())))
+	if n := v.visits(); n != 0 {
+		t.Error("the session lives")
 	}
 }

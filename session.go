@@ -285,6 +285,7 @@ func (s *Session) create(ctx context.Context, changes []driver.Change) error {
 		return err
 	}
 	if err := s.m.save(ctx, s.id, rec, 0); err != nil {
+		s.token, s.id = "", driver.ID{} // it may be stored all the same: the next attempt takes another
 		return err
 	}
 	s.record, s.pending = rec, nil
@@ -439,6 +440,9 @@ func (s *Session) renew(ctx context.Context, r renewal) error {
 	}
 	s.token, s.id, s.record, s.policy, s.pending = fresh.token, fresh.id, fresh.record, fresh.policy, nil
 	s.x.send, s.x.clear = true, false
+	if old.record.Revision == 0 {
+		s.m.emit(ctx, &s.m.counters.created, Event{Kind: EventCreated, ID: s.id, User: r.user})
+	}
 	s.m.emit(ctx, &s.m.counters.renewed, Event{Kind: EventRenewed, Cause: r.cause, ID: s.id, User: r.user})
 	return nil
 }

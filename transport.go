@@ -353,7 +353,7 @@ func (m *Manager) URL(r *http.Request, path string) string {
 			return path // storing the session fails likewise, and says why
 		}
 	}
-	if s.token == "" || x.carrier == carrierCookie {
+	if s.token == "" || x.carrier == carrierCookie || u.Query().Has(m.config.URLParameter) {
 		return path
 	}
 	x.inURL = true

@@ -333,6 +333,7 @@ func TestManagerURL(t *testing.T) {
 		{"/\t/evil.example/a", ""},
 		{"\t//evil.example/a", ""},
 		{"/\n/evil.example", ""},
+		{"/?sid=given", ""}, // as when URL is called twice
 		{"javascript:alert(1)", ""},
 		{"mailto:ada@example.com", ""},
 		{"ftp://www.example.com/a", ""},

@@ -299,6 +299,9 @@ func (m *Manager) Revoke(ctx context.Context, id driver.ID) error {
 	if errors.Is(err, ErrNotFound) || err == nil && isMarker(rec) {
 		return nil
 	}
+	if errors.Is(err, ErrVersion) { // a newer release's: its user is not known, and lists it until its lifetime is over
+		rec, err = driver.Record{}, nil
+	}
 	if err != nil {
 		return err
 	}

@@ -391,3 +391,17 @@ func TestUserRecordOfANewerRelease(t *testing.T) {
 		t.Error("logged out")
 	}
 }
+
+// The first login of a new visitor makes a session and renews it; a later one renews.
+func TestLoginEvents(t *testing.T) {
+	var kinds []holdfast.EventKind
+	m := mustManager(t, mustMemory(t), holdfast.Config{OnEvent: func(_ context.Context, e holdfast.Event) {
+		kinds = append(kinds, e.Kind)
+	}})
+	v := newVisitor(t, m)
+	v.login("ada")
+	v.login("ada")
+	if want := []holdfast.EventKind{holdfast.EventCreated, holdfast.EventRenewed, holdfast.EventRenewed}; !slices.Equal(kinds, want) {
+		t.Errorf("events %v, want %v", kinds, want)
+	}
+}

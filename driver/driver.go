@@ -63,6 +63,9 @@ func (id ID) Hex() string { return hex.EncodeToString(id[:]) }
 // String returns the first 8 characters of Hex, for people. It is never used as a key.
 func (id ID) String() string { return hex.EncodeToString(id[:4]) }
 
+// MarshalText returns what String does, so that no log or JSON holds a whole ID by accident; Hex is deliberate.
+func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
 // ParseID is the inverse of Hex.
 func ParseID(s string) (ID, error) {
 	var id ID

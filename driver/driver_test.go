@@ -1,8 +1,11 @@
 package driver_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"strings"
 	"sync"
@@ -127,5 +130,22 @@ func TestUnavailable(t *testing.T) {
 	}
 	if !errors.Is(driver.ErrClosed, driver.ErrUnavailable) {
 		t.Error("ErrClosed does not match ErrUnavailable")
+	}
+}
+
+// What logs and encoders make of an ID is 8 characters; the whole of it takes Hex.
+func TestIDInText(t *testing.T) {
+	id := driver.ID{0x0a, 0x1b, 0x2c, 0x3d, 0x4e}
+	var log bytes.Buffer
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("m", "session", id)
+	slog.New(slog.NewTextHandler(&log, nil)).Info("m", "session", id)
+	j, err := json.Marshal(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{log.String(), string(j), fmt.Sprint(id)} {
+		if !strings.Contains(text, "0a1b2c3d") || strings.Contains(text, "0a1b2c3d4e") || strings.Contains(text, "10,27") {
+			t.Errorf("an ID is shown as %s", text)
+		}
 	}
 }
