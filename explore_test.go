@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -337,9 +338,9 @@ func (w *world) request(ctx context.Context, server string, o op) {
 // process is a server at work on its one request. It stops before every store call, until told to go on or to die.
 type process struct {
 	name  string
-	at    *access // that it stands before; nil while it runs or waits for something else
+	at    atomic.Pointer[access] // that it stands before; nil while it runs or waits for something else
 	goOn  chan bool
-	ended bool
+	ended atomic.Bool
 }
 
 type processKey struct{}
@@ -352,7 +353,7 @@ func (w *world) run(ops map[string]op, tree *tree, crash bool) bool {
 		p := &process{name: name, goOn: make(chan bool)}
 		all = append(all, p)
 		go func() {
-			defer func() { p.ended = true }()
+			defer p.ended.Store(true)
 			w.request(context.WithValue(context.Background(), processKey{}, p), name, ops[name])
 		}()
 	}
@@ -364,12 +365,12 @@ func (w *world) run(ops map[string]op, tree *tree, crash bool) bool {
 		}
 		var possible []option
 		for _, p := range all {
-			if p.at != nil {
-				possible = append(possible, option{process: p.name, call: *p.at})
+			if at := p.at.Load(); at != nil {
+				possible = append(possible, option{process: p.name, call: *at})
 			}
 		}
 		if len(possible) == 0 {
-			if !slices.ContainsFunc(all, func(p *process) bool { return !p.ended }) {
+			if !slices.ContainsFunc(all, func(p *process) bool { return !p.ended.Load() }) {
 				return true
 			}
 			time.Sleep(time.Millisecond) // one is pausing before it tries again
@@ -384,10 +385,10 @@ func (w *world) run(ops map[string]op, tree *tree, crash bool) bool {
 		o, ok := tree.choose(possible)
 		for _, p := range all {
 			if ok && p.name == o.process {
-				w.trace = append(w.trace, fmt.Sprintf("%s: %s %v%s", p.name, p.at.name, p.at.id, map[bool]string{true: " DIES"}[o.dies]))
-				p.at = nil
+				w.trace = append(w.trace, fmt.Sprintf("%s: %s %v%s", p.name, o.call.name, o.call.id, map[bool]string{true: " DIES"}[o.dies]))
+				p.at.Store(nil)
 				p.goOn <- !o.dies
-			} else if !ok && p.at != nil {
+			} else if !ok && p.at.Load() != nil {
 				p.goOn <- false
 			}
 		}
@@ -406,7 +407,7 @@ func step(ctx context.Context, call string, id driver.ID) {
 	if !ok {
 		return
 	}
-	p.at = &access{call, id}
+	p.at.Store(&access{call, id})
 	if !<-p.goOn {
 		runtime.Goexit()
 	}

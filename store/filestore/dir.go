@@ -119,7 +119,7 @@ func (d dir) readStart(name string, n int) ([]byte, error) {
 }
 
 // write makes a new file.
-func (d dir) write(name string, b []byte, sync bool) (err error) {
+func (d dir) write(name string, sync bool, parts ...[]byte) (err error) {
 	if err := d.before("create", name); err != nil {
 		return err
 	}
@@ -132,7 +132,7 @@ func (d dir) write(name string, b []byte, sync bool) (err error) {
 			err = e
 		}
 	}()
-	if len(b) > 0 {
+	for _, b := range parts {
 		if err := d.before("write", name); err != nil {
 			return err
 		}
@@ -250,19 +250,13 @@ func wantOwn(info fs.FileInfo) error {
 	return nil
 }
 
-// storeError maps err, from an operation on a record, onto the errors of package driver. It leaves out paths, as
-// they hold whole IDs.
+// storeError maps err, from an operation on a record, onto the errors of package driver.
 func storeError(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrClosed):
 		return driver.ErrClosed
-	}
-	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		err = fmt.Errorf("%s: %w", p.Op, p.Err)
-	} else if l, ok := errors.AsType[*os.LinkError](err); ok {
-		err = fmt.Errorf("%s: %w", l.Op, l.Err)
 	}
 	for _, known := range []error{
 		driver.ErrNotFound, driver.ErrConflict, driver.ErrTooLarge, driver.ErrVersion, driver.ErrCorrupt,
@@ -273,7 +267,18 @@ func storeError(op string, err error) error {
 		}
 	}
 	if op != "load" && (errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)) {
-		return fmt.Errorf("%w: %w", driver.ErrReadOnly, err)
+		return fmt.Errorf("%w: %w", driver.ErrReadOnly, withoutPath(err))
 	}
-	return driver.Unavailable(err)
+	return driver.Unavailable(withoutPath(err))
+}
+
+// withoutPath leaves paths out of err, as they hold whole IDs.
+func withoutPath(err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return fmt.Errorf("%s: %w", p.Op, p.Err)
+	}
+	if l, ok := errors.AsType[*os.LinkError](err); ok {
+		return fmt.Errorf("%s: %w", l.Op, l.Err)
+	}
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,9 +20,11 @@ import (
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 )
 
+var preemptions = flag.Int("preemptions", 2, "how often TestExplore stops a process that could go on")
+
 // TestExplore runs processes that work on one record, stopping each before every file-system call. It runs all
 // schedules with at most two preemptions (a process is stopped although it could go on), and all with one kill and
-// one preemption, or none if there are three processes. The results of each schedule must be linearizable: those of some order of the calls, each taking
+// one preemption; with three processes, one preemption less. The results of each schedule must be linearizable: those of some order of the calls, each taking
 // effect at one moment between its start and its end. After each, a new process must be able to load, save and
 // delete the record, and nothing may be left behind.
 //
@@ -73,10 +76,14 @@ func TestExplore(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				e := newExplorer(t, tt.start, tt.processes)
-				killing := 3 - len(tt.processes) // three processes meet in enough ways by themselves
-				t.Logf("%d schedules, %d with a kill", e.explore(2, 0), e.explore(killing, 1))
+				n := *preemptions
+				if len(tt.processes) > 2 {
+					n-- // three processes meet in enough ways by themselves
+				}
+				t.Logf("%d schedules, %d with a kill", e.explore(n, 0), e.explore(n-1, 1))
 			})
 		})
 	}
@@ -136,7 +143,7 @@ type process struct {
 func newExplorer(t *testing.T, start int, processes [][]call) *explorer {
 	e := &explorer{t: t, start: start, processes: processes, dir: fastDir(t)}
 	open := func(step func(call, name string) error) *filestore.Store {
-		s, err := filestore.OpenStepped(t.Context(), e.dir, step)
+		s, err := filestore.OpenStepped(t.Context(), e.dir, filestore.Config{}, step)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,8 +10,8 @@ import (
 )
 
 // OpenStepped opens a store without a sweeper that calls step before each file-system call.
-func OpenStepped(ctx context.Context, path string, step func(call, name string) error) (*Store, error) {
-	return open(ctx, path, Config{}.withDefaults(), step)
+func OpenStepped(ctx context.Context, path string, c Config, step func(call, name string) error) (*Store, error) {
+	return open(ctx, path, c.withDefaults(), step)
 }
 
 // SweepOnce goes through the whole directory once.
@@ -26,6 +26,8 @@ func (s *Store) SweepRecord(ctx context.Context, id driver.ID) error {
 func (s *Store) DeleteInPlace(id driver.ID) error { return storeError("delete", s.deleteInPlace(id)) }
 
 // SetChecksum makes b, a file that a test changed, a valid one.
-func SetChecksum(id driver.ID, b []byte) { binary.BigEndian.PutUint32(b[4:], checksum(id, b)) }
+func SetChecksum(id driver.ID, b []byte) {
+	binary.BigEndian.PutUint32(b[4:], checksum(id, b, b[recordStart:]))
+}
 
 const BuildAge = buildAge

@@ -111,6 +111,9 @@ func open(ctx context.Context, path string, c Config, step func(call, name strin
 	if info.Mode()&fs.ModeSymlink != 0 {
 		return nil, fmt.Errorf("%s is a symbolic link; give the directory that it leads to", path)
 	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("%s is %s, want a directory", path, kind(info))
+	}
 	root, err := os.OpenRoot(path)
 	if err != nil {
 		return nil, driver.Unavailable(err)
@@ -250,12 +253,12 @@ func (s *Store) save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 		return err
 	}
 	g := newGeneration()
-	b, err := encode(id, g, rec)
+	f, err := encode(id, g, rec)
 	if err != nil {
 		return err
 	}
 	if prev == 0 {
-		return s.create(ctx, id, g, b)
+		return s.create(ctx, id, g, f)
 	}
 	r, err := s.record(id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -275,7 +278,7 @@ func (s *Store) save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 	if h.revision != prev || h.expired() {
 		return driver.ErrConflict
 	}
-	return s.unlessMoved(id, r, r.replace(ctx, h, g, b), driver.ErrConflict)
+	return s.unlessMoved(id, r, r.replace(ctx, h, g, f), driver.ErrConflict)
 }
 
 // unlessMoved turns errStuck into other if r is no longer what id leads to: a directory that is being removed loses
@@ -302,12 +305,12 @@ func (s *Store) unlessMoved(id driver.ID, r record, err, other error) error {
 }
 
 // create makes a record where there is none, or an expired one.
-func (s *Store) create(ctx context.Context, id driver.ID, g generation, b []byte) error {
+func (s *Store) create(ctx context.Context, id driver.ID, g generation, f file) error {
 	for {
 		if err := s.vacate(ctx, id); err != nil {
 			return err
 		}
-		err := s.publish(ctx, id, g, b)
+		err := s.publish(ctx, id, g, f)
 		if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
 			continue // somebody was faster; or this process slept so long that a sweeper removed what it had built
 		}
@@ -320,12 +323,12 @@ func (s *Store) create(ctx context.Context, id driver.ID, g generation, b []byte
 
 // publish makes the directory of a record under another name and renames it. It returns fs.ErrExist if there is a
 // directory with the record's name.
-func (s *Store) publish(ctx context.Context, id driver.ID, g generation, b []byte) error {
+func (s *Store) publish(ctx context.Context, id driver.ID, g generation, f file) error {
 	name := id.Hex() + buildInfix + newGeneration().String()
 	if err := s.dir.mkdir(name); err != nil {
 		return err
 	}
-	err := s.build(name, g, b)
+	err := s.build(name, g, f)
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -354,16 +357,16 @@ func (s *Store) discard(name string) error {
 	return err
 }
 
-func (s *Store) build(name string, g generation, b []byte) error {
+func (s *Store) build(name string, g generation, f file) error {
 	d, err := s.dir.sub(name)
 	if err != nil {
 		return err
 	}
 	defer d.close()
-	if err := d.write(nameData, b, s.config.SyncData); err != nil {
+	if err := d.write(nameData, s.config.SyncData, f.start, f.record); err != nil {
 		return err
 	}
-	if err := d.write(g.token(), nil, s.config.SyncData); err != nil {
+	if err := d.write(g.token(), s.config.SyncData); err != nil {
 		return err
 	}
 	return record{d, s.config.SyncData}.syncNames()

@@ -26,39 +26,37 @@ func TestMain(m *testing.M) {
 }
 
 func TestStore(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		config filestore.Config
-	}{
-		{"sync=none", filestore.Config{SweepEvery: 20 * time.Millisecond}},
-		{"sync=data", filestore.Config{SweepEvery: 20 * time.Millisecond, SyncData: true}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			dirs := make(map[driver.Store]string)
-			openAt := func(t testing.TB, dir string) driver.Store {
-				s := mustOpen(t, dir, c.config)
-				dirs[s] = dir
-				return s
-			}
-			storetest.Run(t, func(t testing.TB) driver.Store { return openAt(t, t.TempDir()) }, storetest.Options{
-				Reopen: func(t testing.TB, s driver.Store) driver.Store {
-					if err := s.Close(); err != nil {
-						t.Fatal(err)
-					}
-					return openAt(t, dirs[s])
-				},
-				Peer: func(t testing.TB, s driver.Store) driver.Store { return openAt(t, dirs[s]) },
-				Outage: func(t testing.TB, s driver.Store) func() {
-					mustRename(t, dirs[s], dirs[s]+".away")
-					end := noFiles(t)
-					return func() {
-						end()
-						mustRename(t, dirs[s]+".away", dirs[s])
-					}
-				},
-			})
-		})
+	t.Run("sync=none", func(t *testing.T) {
+		testStore(t, filestore.Config{SweepEvery: 20 * time.Millisecond}, true)
+	})
+	t.Run("sync=data", func(t *testing.T) { testStore(t, filestore.Config{SyncData: true}, false) })
+}
+
+func testStore(t *testing.T, c filestore.Config, peers bool) {
+	dirs := make(map[driver.Store]string)
+	openAt := func(t testing.TB, dir string) driver.Store {
+		s := mustOpen(t, dir, c)
+		dirs[s] = dir
+		return s
 	}
+	o := storetest.Options{
+		Reopen: func(t testing.TB, s driver.Store) driver.Store {
+			must(t, s.Close())
+			return openAt(t, dirs[s])
+		},
+		Outage: func(t testing.TB, s driver.Store) func() {
+			must(t, os.Rename(dirs[s], dirs[s]+".away"))
+			end := noFiles(t)
+			return func() {
+				end()
+				must(t, os.Rename(dirs[s]+".away", dirs[s]))
+			}
+		},
+	}
+	if peers {
+		o.Peer = func(t testing.TB, s driver.Store) driver.Store { return openAt(t, dirs[s]) }
+	}
+	storetest.Run(t, func(t testing.TB) driver.Store { return openAt(t, fastDir(t)) }, o)
 }
 
 func mustOpen(t testing.TB, dir string, c filestore.Config) *filestore.Store {
@@ -72,13 +70,6 @@ func mustOpen(t testing.TB, dir string, c filestore.Config) *filestore.Store {
 	}
 	t.Cleanup(func() { s.Close() })
 	return s
-}
-
-func mustRename(t testing.TB, old, name string) {
-	t.Helper()
-	if err := os.Rename(old, name); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // noFiles leaves this process no file to open until the function it returns is called.

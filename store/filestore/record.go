@@ -3,6 +3,7 @@ package filestore
 import (
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -91,7 +92,9 @@ type generation uint64
 
 func newGeneration() generation { return generation(rand.Uint64()) }
 
-func (g generation) String() string { return fmt.Sprintf("%016x", uint64(g)) }
+func (g generation) String() string {
+	return hex.EncodeToString(binary.BigEndian.AppendUint64(nil, uint64(g)))
+}
 
 func (g generation) token() string { return atPrefix + g.String() }
 
@@ -131,31 +134,35 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func checksum(id driver.ID, b []byte) uint32 {
-	return crc32.Update(crc32.Checksum(id[:], castagnoli), castagnoli, b[8:])
-}
+// file is what is written to data, in two parts to save a copy.
+type file struct{ start, record []byte }
 
-func encode(id driver.ID, g generation, rec driver.Record) ([]byte, error) {
+func encode(id driver.ID, g generation, rec driver.Record) (file, error) {
 	if n := rec.EncodedLen(); n > maxRecord {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", driver.ErrTooLarge, n, maxRecord)
+		return file{}, fmt.Errorf("%w: %d bytes, at most %d", driver.ErrTooLarge, n, maxRecord)
 	}
 	r, err := driver.Encode(rec)
 	if err != nil {
-		return nil, err
+		return file{}, err
 	}
-	b := make([]byte, recordStart, recordStart+len(r))
-	copy(b, magic)
-	binary.BigEndian.PutUint64(b[8:], uint64(g))
-	b = append(b, r...)
-	binary.BigEndian.PutUint32(b[4:], checksum(id, b))
-	return b, nil
+	start := make([]byte, recordStart)
+	copy(start, magic)
+	binary.BigEndian.PutUint64(start[8:], uint64(g))
+	binary.BigEndian.PutUint32(start[4:], checksum(id, start, r))
+	return file{start, r}, nil
+}
+
+func checksum(id driver.ID, start, record []byte) uint32 {
+	c := crc32.Checksum(id[:], castagnoli)
+	c = crc32.Update(c, castagnoli, start[8:recordStart])
+	return crc32.Update(c, castagnoli, record)
 }
 
 func decode(id driver.ID, b []byte) (driver.Record, error) {
 	if err := checkMagic(b); err != nil {
 		return driver.Record{}, err
 	}
-	if binary.BigEndian.Uint32(b[4:]) != checksum(id, b) {
+	if binary.BigEndian.Uint32(b[4:]) != checksum(id, b, b[recordStart:]) {
 		return driver.Record{}, fmt.Errorf("%w: checksum differs; the file was cut, changed, or is another session's", driver.ErrCorrupt)
 	}
 	return driver.Decode(b[recordStart:])
@@ -210,9 +217,9 @@ func (r record) head() (head, error) {
 const driverVersion = 1
 
 // replace does S3 to S5.
-func (r record) replace(ctx context.Context, h head, next generation, b []byte) error {
+func (r record) replace(ctx context.Context, h head, next generation, f file) error {
 	candidate := h.generation.candidate(next)
-	err := r.write(candidate, b, r.sync)
+	err := r.write(candidate, r.sync, f.start, f.record)
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -237,7 +244,7 @@ func (r record) replace(ctx context.Context, h head, next generation, b []byte) 
 		return err
 	}
 	if err := r.rename(candidate, nameData); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return driver.Unavailable(err) // decided; the next writer finishes it
+		return driver.Unavailable(withoutPath(err)) // decided; the next writer finishes it
 	}
 	return r.syncNames()
 }

@@ -39,8 +39,8 @@ func TestOpenRefuses(t *testing.T) {
 			must(t, os.Symlink(path+".real", path))
 		}, "symbolic link; give the directory that it leads to", nil},
 		{"dangling link", func(t *testing.T, path string) { must(t, os.Symlink("nowhere", path)) }, "symbolic link", nil},
-		{"a file", func(t *testing.T, path string) { must(t, os.WriteFile(path, nil, 0o600)) }, "not a directory", nil},
-		{"a FIFO", func(t *testing.T, path string) { must(t, syscall.Mkfifo(path, 0o600)) }, "not a directory", nil},
+		{"a file", func(t *testing.T, path string) { must(t, os.WriteFile(path, nil, 0o600)) }, "want a directory", nil},
+		{"a FIFO", func(t *testing.T, path string) { must(t, syscall.Mkfifo(path, 0o600)) }, "want a directory", nil},
 		{"read-only file system", func(t *testing.T, path string) {
 			mustDir(t, path, 0o700)
 			mustMount(t, path, readOnly, "mode=0700")

@@ -1,0 +1,136 @@
+//go:build unix
+
+package filestore_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/store/filestore"
+)
+
+// The benchmarks use the directory in HOLDFAST_BENCH_DIR, by default one in memory: a disk's own speed hides the
+// rest. "a file" is the bare open, read and close of a file of the same size, by package os.
+func benchStore(b *testing.B, c filestore.Config) (s *filestore.Store, dir string) {
+	dir = fastDir(b)
+	if parent := os.Getenv("HOLDFAST_BENCH_DIR"); parent != "" {
+		dir = filepath.Join(parent, "filestore-bench")
+		b.Cleanup(func() { os.RemoveAll(dir) })
+	}
+	c.SweepEvery = -1
+	return mustOpen(b, dir, c), dir
+}
+
+func sized(bytes int) driver.Record {
+	rec := newRecord("", time.Hour)
+	rec.Fields = rec.Fields.With(driver.Change{Name: "value", Value: make([]byte, bytes)})
+	return rec
+}
+
+func BenchmarkLoad(b *testing.B) {
+	for _, size := range []int{200, 4 << 10, 64 << 10, 1 << 20} {
+		s, dir := benchStore(b, filestore.Config{})
+		id := mustID(b)
+		mustSave(b, s, id, sized(size), 0)
+		b.Run(fmt.Sprint("record/", size), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := s.Load(b.Context(), id); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(fmt.Sprint("a file/", size), func(b *testing.B) {
+			b.ReportAllocs()
+			path := filepath.Join(dir, id.Hex(), "data")
+			for b.Loop() {
+				if _, err := os.ReadFile(path); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	s, _ := benchStore(b, filestore.Config{})
+	b.Run("absent", func(b *testing.B) {
+		b.ReportAllocs()
+		id := mustID(b)
+		for b.Loop() {
+			if _, err := s.Load(b.Context(), id); err == nil {
+				b.Fatal("found")
+			}
+		}
+	})
+}
+
+func BenchmarkSave(b *testing.B) {
+	for _, size := range []int{200, 4 << 10, 64 << 10, 1 << 20} {
+		b.Run(fmt.Sprint("record/", size), func(b *testing.B) {
+			benchSave(b, size, filestore.Config{})
+		})
+		b.Run(fmt.Sprint("a file/", size), func(b *testing.B) {
+			b.ReportAllocs()
+			path := filepath.Join(fastDir(b), "file")
+			content := make([]byte, size)
+			for b.Loop() {
+				must(b, os.WriteFile(path+".tmp", content, 0o600))
+				must(b, os.Rename(path+".tmp", path))
+			}
+		})
+	}
+	b.Run("sync=data/200", func(b *testing.B) { benchSave(b, 200, filestore.Config{SyncData: true}) })
+}
+
+func benchSave(b *testing.B, size int, c filestore.Config) {
+	s, _ := benchStore(b, c)
+	id, rec := mustID(b), sized(size)
+	mustSave(b, s, id, rec, 0)
+	b.ReportAllocs()
+	for b.Loop() {
+		prev := rec.Revision
+		rec.Revision = driver.NewRevision(prev)
+		if err := s.Save(b.Context(), id, rec, prev); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkConflict(b *testing.B) {
+	s, _ := benchStore(b, filestore.Config{})
+	id, rec := mustID(b), sized(200)
+	mustSave(b, s, id, rec, 0)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Save(b.Context(), id, rec, rec.Revision+1); err == nil {
+			b.Fatal("saved")
+		}
+	}
+}
+
+func BenchmarkCreateDelete(b *testing.B) {
+	s, _ := benchStore(b, filestore.Config{})
+	rec := sized(200)
+	b.ReportAllocs()
+	for b.Loop() {
+		id := mustID(b)
+		mustSave(b, s, id, rec, 0)
+		must(b, s.Delete(b.Context(), id))
+	}
+}
+
+func BenchmarkSweep(b *testing.B) {
+	s, _ := benchStore(b, filestore.Config{})
+	rec := sized(200)
+	for range 1000 {
+		mustSave(b, s, mustID(b), rec, 0)
+	}
+	for b.Loop() {
+		if _, err := s.SweepOnce(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(1000*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+}
