@@ -176,13 +176,6 @@ func (t *T) Fatalf(format string, args ...any) {
 	panic(stop{})
 }
 
-// failed reports whether anything has failed.
-func (t *T) failed() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.failures) > 0
-}
-
 // parallel calls f(0) to f(n-1), each in a goroutine of its own, and waits for them.
 func (t *T) parallel(n int, f func(i int)) {
 	var wg sync.WaitGroup
