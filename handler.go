@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Handler returns next with sessions: its requests have one, by Get, and its responses are held until what they did
@@ -22,7 +23,7 @@ func (m *Manager) Handler(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		x := &exchange{ResponseWriter: w, Context: r.Context(), m: m, r: r}
+		x := &exchange{ResponseWriter: w, Context: r.Context(), m: m, r: r, began: time.Now()}
 		inner := r.WithContext(x)
 		if m.config.URLParameter != "" {
 			inner = x.takeURLToken(inner)
@@ -53,6 +54,7 @@ type exchange struct {
 	context.Context     // of the request as it came
 	m                   *Manager
 	r                   *http.Request // as it came
+	began               time.Time
 
 	mu          sync.Mutex // mu guards the fields below; where both are taken, before the session's
 	session     *Session   // nil until it is used

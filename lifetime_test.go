@@ -351,3 +351,28 @@ func wantEmpty(t *testing.T, store *memory.Store) {
 		t.Errorf("record %v of user %q expires %v", id, rec.User, rec.Expires)
 	}
 }
+
+// A request that was slow to look at its session, because of an upload for example, cannot know whether a token that is
+// unknown by then was renewed meanwhile. It must not overwrite the cookie that came with the renewal.
+func TestSlowRequestWithAnUnknownToken(t *testing.T) {
+	for _, tt := range []struct {
+		after time.Duration
+		want  error
+	}{{10 * time.Second, nil}, {40 * time.Second, holdfast.ErrEnded}} {
+		synctest.Test(t, func(t *testing.T) {
+			m := mustManager(t, mustMemory(t), holdfast.Config{})
+			v := newVisitor(t, m)
+			v.set(1)
+			slow := v.copy()
+			v.logout()
+			sleep(markerAge + time.Second)
+			res := slow.handle(slow.request(t.Context()), func(w http.ResponseWriter, r *http.Request) {
+				sleep(tt.after)
+				s, err := m.Get(r)
+				must(t, err)
+				wantErr(t, "Set", visits.Set(s, 2), tt.want)
+			})
+			wantCookies(t, res, map[bool]int{true: 1}[tt.want == nil])
+		})
+	}
+}

@@ -53,6 +53,10 @@ func (s *Session) load() {
 	}
 	rec, err := s.m.loadSession(ctx, id)
 	switch {
+	case errors.Is(err, ErrNotFound) && time.Since(s.x.began) > markerAge/2:
+		// It may have been renewed since the request began, and the marker be gone.
+		s.lost = markerEnded
+		s.m.emit(ctx, &s.m.counters.lost, Event{Kind: EventLost, ID: id})
 	case errors.Is(err, ErrNotFound):
 		s.m.emit(ctx, &s.m.counters.unknown, Event{Kind: EventRefused, Cause: "unknown", ID: id})
 	case err != nil:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -238,10 +239,11 @@ func (x *exchange) protectAddress() {
 	}
 }
 
-// expireVariants has the browser drop the cookies of a name that came twice: the one of this host, unless the response
-// sets it, and those of the domains above, one of which may be an attacker's.
+// expireVariants has the browser drop every cookie of the name that it may have sent: of this host and of the domains
+// above, one of which may be an attacker's, for the request's path and those above it. It spares the one that the
+// response sets itself.
 func (x *exchange) expireVariants(c sentCookie) {
-	own := c.Domain
+	own := c.Cookie
 	host := x.r.Host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
@@ -252,12 +254,33 @@ func (x *exchange) expireVariants(c sentCookie) {
 			domains = append(domains, d)
 		}
 	}
-	for _, d := range domains {
-		if c.Domain = d; d == own && (x.send || x.clear) {
-			continue
-		}
-		x.Header().Add("Set-Cookie", c.header("", -1))
+	paths := pathsAbove(x.r.URL.EscapedPath())
+	if !slices.Contains(paths, own.Path) {
+		paths = append(paths, own.Path)
 	}
+	for _, c.Domain = range domains {
+		for _, c.Path = range paths {
+			if (x.send || x.clear) && c.Domain == own.Domain && c.Path == own.Path {
+				continue
+			}
+			x.Header().Add("Set-Cookie", c.header("", -1))
+		}
+	}
+}
+
+// pathsAbove returns the cookie paths that match a request's path (RFC 6265, section 5.1.4), the shortest first and not
+// too many of them.
+func pathsAbove(path string) []string {
+	paths := []string{"/"}
+	for i := 1; i < len(path) && len(paths) < 16; i++ {
+		if path[i] == '/' {
+			paths = append(paths, path[:i], path[:i+1])
+		}
+	}
+	if !slices.Contains(paths, path) && strings.HasPrefix(path, "/") {
+		paths = append(paths, path)
+	}
+	return paths
 }
 
 // warnPlain says once why a cookie may not come back.

@@ -23,7 +23,8 @@ const (
 	markerRenewed = "renewed"
 	markerEnded   = "ended"
 
-	// markerAge is how long a marker stays: longer than requests that carry the old token are under way.
+	// markerAge is how long a marker stays: longer than requests that carry the old token are under way before they
+	// look at their session. Those that take more than half of it find no use for an unknown token (see Session.load).
 	markerAge = 30 * time.Second
 )
 

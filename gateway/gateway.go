@@ -107,6 +107,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if status, why := refuse(r); status != 0 {
 		g.rejected.Add(1)
 		x.status = status
+		refuseReferrer(w.Header())
 		http.Error(w, why, status)
 		return
 	}
@@ -190,6 +191,7 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	logger.Log(r.Context(), level, "request not answered",
 		"status", x.status, "method", r.Method, "path", pathOf(x.in), "attempts", x.attempts, "err", err)
+	refuseReferrer(w.Header())
 	if why == "" {
 		w.WriteHeader(x.status)
 		return
@@ -197,6 +199,9 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, why, x.status)
 }
+
+// refuseReferrer keeps the address of a page of the gateway's own, which may hold a token, from what the page leads to.
+func refuseReferrer(h http.Header) { h.Set("Referrer-Policy", "no-referrer") }
 
 func (g *Gateway) over(x *exchange) {
 	if x.unwatch != nil {
