@@ -16,10 +16,15 @@ func TokenID(token string) driver.ID {
 }
 
 var (
-	ParseToken   = tokenID
-	NewToken     = newToken
-	CookieValues = cookieValues
+	ParseToken  = tokenID
+	EncodePlain = encodePlain
+	NewToken    = newToken
 
 	// DefaultRand is what Config.Rand is by default.
 	DefaultRand = rand.Reader
 )
+
+// CookieValues returns the values of all cookies of a name.
+func CookieValues(lines []string, name string) ([]string, error) {
+	return cookieValues(nil, lines, name)
+}

@@ -45,14 +45,30 @@ func (f Field[T]) Get(s *Session) (T, error) {
 	return f.decode(b)
 }
 
-func (f Field[T]) decode(b []byte) (v T, err error) {
+func (f Field[T]) decode(b []byte) (T, error) {
+	var v T
 	if decodePlain(b, &v) {
 		return v, nil
 	}
+	return f.decodeJSON(b) // has a variable of its own, which is on the heap
+}
+
+func (f Field[T]) decodeJSON(b []byte) (v T, err error) {
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("session field %s: %w", f.name, err)
 	}
 	return v, nil
+}
+
+func (f Field[T]) encode(v T) ([]byte, error) {
+	if b, ok := encodePlain(v); ok {
+		return b, nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("session field %s: %w", f.name, err)
+	}
+	return b, nil
 }
 
 // Set sets the value. It is stored before the first byte of the response is sent (or by Session.Save), and nothing
@@ -62,9 +78,9 @@ func (f Field[T]) decode(b []byte) (v T, err error) {
 // request, ErrCommitted if it would have to start a session and the response header is sent, ErrFinished after the
 // request.
 func (f Field[T]) Set(s *Session, v T) error {
-	b, err := json.Marshal(v)
+	b, err := f.encode(v)
 	if err != nil {
-		return fmt.Errorf("session field %s: %w", f.name, err)
+		return err
 	}
 	return s.change(driver.Change{Name: f.name, Value: b})
 }
@@ -91,10 +107,7 @@ func (f Field[T]) Update(ctx context.Context, s *Session, fn func(T) (T, error))
 			return nil, err
 		}
 		result = v
-		if b, err = json.Marshal(v); err != nil {
-			return nil, fmt.Errorf("session field %s: %w", f.name, err)
-		}
-		return b, nil
+		return f.encode(v)
 	})
 	if err != nil {
 		var zero T
@@ -135,6 +148,27 @@ func decodePlain(b []byte, v any) bool {
 		return *v || string(b) == "false"
 	}
 	return false
+}
+
+// encodePlain is the inverse of decodePlain. What it returns is what json.Marshal does.
+func encodePlain(v any) ([]byte, bool) {
+	switch v := v.(type) {
+	case string:
+		for i := range len(v) {
+			if c := v[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+				return nil, false
+			}
+		}
+		b := make([]byte, 0, len(v)+2)
+		b = append(b, '"')
+		b = append(b, v...)
+		return append(b, '"'), true
+	case int:
+		return strconv.AppendInt(nil, int64(v), 10), true
+	case bool:
+		return strconv.AppendBool(nil, v), true
+	}
+	return nil, false
 }
 
 // An encrypted value, version 1: one byte 1, four bytes that name the key, 12 bytes of nonce, and the AES-256-GCM

@@ -1,6 +1,7 @@
 package holdfast_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -424,5 +425,22 @@ func TestOpenedSessionThatEndedStartsNoOther(t *testing.T) {
 	wantErr(t, "Update", err, holdfast.ErrEnded)
 	if n := len(records(t, store)); n != before {
 		t.Errorf("%d records, want %d", n, before)
+	}
+}
+
+// TestEncodePlain compares what is encoded without encoding/json with what that makes of it.
+func TestEncodePlain(t *testing.T) {
+	values := []any{"", "plain", "ü", "\u2028", "\xff", "a<b>&c", `"\`, 0, -1, 1 << 62, true, false, 1.5, nil, []int{1}}
+	for c := range 256 {
+		values = append(values, "x"+string([]byte{byte(c)})+"y")
+	}
+	for _, v := range values {
+		want, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, ok := holdfast.EncodePlain(v); ok && !bytes.Equal(got, want) {
+			t.Errorf("EncodePlain(%q) = %s, want %s", v, got, want)
+		}
 	}
 }

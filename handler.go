@@ -117,8 +117,11 @@ func (x *exchange) commit() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// What the handler did is done, also for a client that has gone away.
-	err := s.flush(context.WithoutCancel(x.Context))
+	var err error
+	if len(s.pending) > 0 {
+		// What the handler did is done, also for a client that has gone away.
+		err = s.flush(context.WithoutCancel(x.Context))
+	}
 	x.phase.Store(phaseCommitted)
 	if err == nil {
 		x.completeHeader(s)
@@ -154,12 +157,14 @@ func (x *exchange) finish(returned bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if returned && s.loaded {
+	if returned && s.loaded && (len(s.pending) > 0 || s.touchDue()) {
 		ctx := context.WithoutCancel(x.Context)
 		if err := s.flush(ctx); err != nil {
 			x.m.config.Logger.Warn("session changed after the response was sent, and could not be saved", "err", err)
 		}
-		s.touch(ctx)
+		if s.touchDue() { // not after the flush
+			s.touch(ctx)
+		}
 	}
 	x.phase.Store(phaseFinished)
 }

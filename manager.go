@@ -45,14 +45,15 @@ import (
 
 // Manager hands out the sessions of one store. Its methods may be called concurrently.
 type Manager struct {
-	store       driver.Store
-	merger      driver.Merger  // nil if the store has none
-	toucher     driver.Toucher // nil if the store has none
-	description driver.Description
-	config      Config
-	keys        []valueKey
-	locks       idLocks
-	counters    counters
+	store        driver.Store
+	merger       driver.Merger  // nil if the store has none
+	toucher      driver.Toucher // nil if the store has none
+	description  driver.Description
+	config       Config
+	secureCookie sentCookie // for every request, without Config.CookieFor
+	keys         []valueKey
+	locks        idLocks
+	counters     counters
 
 	warnedPlain atomic.Bool
 }
@@ -67,6 +68,7 @@ func New(store driver.Store, c Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{store: store, config: c.withDefaults()}
+	m.secureCookie = m.config.Cookie.prefixed()
 	m.merger, _ = store.(driver.Merger)
 	m.toucher, _ = store.(driver.Toucher)
 	if d, ok := store.(driver.Describer); ok {
@@ -122,14 +124,14 @@ func (m *Manager) Get(r *http.Request) (*Session, error) {
 func (m *Manager) Open(ctx context.Context, id driver.ID) (*Session, error) {
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
-	rec, err := m.loadSession(ctx, id)
+	rec, p, err := m.loadSession(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	if isMarker(rec) || id == UserID(rec.User) {
 		return nil, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
 	}
-	return &Session{m: m, loaded: true, id: id, record: rec, policy: m.policyOf(rec)}, nil
+	return &Session{m: m, loaded: true, id: id, record: rec, policy: p}, nil
 }
 
 // bound gives ctx the deadline that holds for one call's work in the store.

@@ -30,6 +30,8 @@ type Session struct {
 	record  driver.Record   // as it was loaded or last stored; Revision 0: nothing is stored yet
 	policy  policy          // that record was made under
 	pending []driver.Change // not stored yet, at most one of a name, values not encrypted
+
+	vary, private [1]string // room for two header lines, which are in the response of nearly every request
 }
 
 // load finds the session of a request, once.
@@ -51,7 +53,7 @@ func (s *Session) load() {
 		s.m.emit(ctx, &s.m.counters.malformed, Event{Kind: EventRefused, Cause: "malformed"})
 		return
 	}
-	rec, err := s.m.loadSession(ctx, id)
+	rec, p, err := s.m.loadSession(ctx, id)
 	switch {
 	case errors.Is(err, ErrNotFound) && time.Since(s.x.began) > markerAge/2:
 		// It may have been renewed since the request began, and the marker be gone.
@@ -65,7 +67,7 @@ func (s *Session) load() {
 		s.lost = markerKind(rec)
 		s.m.emit(ctx, &s.m.counters.lost, Event{Kind: EventLost, ID: id})
 	default:
-		s.token, s.id, s.record, s.policy = token, id, rec, s.m.policyOf(rec)
+		s.token, s.id, s.record, s.policy = token, id, rec, p
 	}
 }
 
@@ -309,12 +311,13 @@ func (s *Session) mint() error {
 	return nil
 }
 
-// touch extends the idle timeout if a twentieth of it has passed. One that loses a race is done: whoever won it
-// has just used the session.
+// touchDue reports whether a twentieth of the idle timeout has passed.
+func (s *Session) touchDue() bool {
+	return s.record.Revision != 0 && time.Since(s.record.Seen) >= s.policy.Idle/20
+}
+
+// touch extends the idle timeout. One that loses a race is done: whoever won it has just used the session.
 func (s *Session) touch(ctx context.Context) {
-	if s.record.Revision == 0 || time.Since(s.record.Seen) < s.policy.Idle/20 {
-		return
-	}
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
 	next, err := s.m.follow(s.policy, s.record, nil)

@@ -69,7 +69,8 @@ func (x *exchange) findToken() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		values, err := cookieValues(x.r.Header["Cookie"], c.Name)
+		var room [2]string // more are not needed to know that there is more than one
+		values, err := cookieValues(room[:0], x.r.Header["Cookie"], c.Name)
 		if err != nil {
 			m.emit(x.Context, &m.counters.oversized, Event{Kind: EventRefused, Cause: "oversized"})
 			return "", err
@@ -102,9 +103,9 @@ func (x *exchange) only(values []string) string {
 	return ""
 }
 
-// cookieValues returns the values of all cookies of a name. Other than http.Request.Cookies it tells one that is
-// absent from a header that is too large, and allocates only what it returns.
-func cookieValues(lines []string, name string) (values []string, err error) {
+// cookieValues appends the values of all cookies of a name to values. Other than http.Request.Cookies it tells one
+// that is absent from a header that is too large, and allocates nothing.
+func cookieValues(values, lines []string, name string) ([]string, error) {
 	count, size := 0, 0
 	for _, line := range lines {
 		if size += len(line); size > maxCookieBytes {
@@ -143,6 +144,14 @@ func (m *Manager) cookie(r *http.Request) (sentCookie, error) {
 	if c.AllowPlainLocalhost && r.TLS == nil && isLoopback(r.Host) {
 		return sentCookie{Cookie: c}, nil
 	}
+	if m.config.CookieFor == nil {
+		return m.secureCookie, nil
+	}
+	return c.prefixed(), nil
+}
+
+// prefixed returns c as it is sent where it is Secure.
+func (c Cookie) prefixed() sentCookie {
 	switch {
 	case c.NoPrefix:
 	case c.Domain == "" && c.Path == "/":
@@ -150,7 +159,7 @@ func (m *Manager) cookie(r *http.Request) (sentCookie, error) {
 	default:
 		c.Name = "__Secure-" + c.Name
 	}
-	return sentCookie{Cookie: c, secure: true}, nil
+	return sentCookie{Cookie: c, secure: true}
 }
 
 // isLoopback reports whether a Host header names this machine.
@@ -182,15 +191,15 @@ func (x *exchange) completeHeader(s *Session) {
 	}
 	m, h := x.m, x.Header()
 	if !m.config.DisableCookie {
-		addVary(h, "Cookie")
+		addVary(h, "Cookie", &s.vary)
 	}
 	if m.config.Header != "" {
-		addVary(h, m.config.Header)
+		addVary(h, m.config.Header, &s.vary)
 	}
 	if x.send || x.clear || x.duplicate {
 		h.Set("Cache-Control", "no-store")
 	} else {
-		makePrivate(h)
+		makePrivate(h, &s.private)
 	}
 	if x.clear && m.config.ClearSiteData {
 		what := `"cookies", "storage"`
@@ -290,8 +299,8 @@ func (m *Manager) warnPlain(r *http.Request, c sentCookie) {
 	}
 }
 
-// addVary adds name to the Vary header unless it is there.
-func addVary(h http.Header, name string) {
+// addVary adds name to the Vary header unless it is there. The first line is kept in room.
+func addVary(h http.Header, name string, room *[1]string) {
 	for _, line := range h["Vary"] {
 		for part := range strings.SplitSeq(line, ",") {
 			if part = strings.TrimSpace(part); part == "*" || strings.EqualFold(part, name) {
@@ -299,15 +308,21 @@ func addVary(h http.Header, name string) {
 			}
 		}
 	}
-	h.Add("Vary", name)
+	if len(h["Vary"]) > 0 {
+		h.Add("Vary", name)
+		return
+	}
+	room[0] = name
+	h["Vary"] = room[:]
 }
 
 // makePrivate keeps shared caches from storing the response, unless the handler said so already. Shared caches lose
-// their directives, the browser's stay.
-func makePrivate(h http.Header) {
+// their directives, the browser's stay. The usual line is kept in room.
+func makePrivate(h http.Header, room *[1]string) {
 	lines := h["Cache-Control"]
 	if len(lines) == 0 {
-		h.Set("Cache-Control", "private")
+		room[0] = "private"
+		h["Cache-Control"] = room[:]
 		return
 	}
 	kept := []string{"private"}

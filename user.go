@@ -206,7 +206,7 @@ func (m *Manager) enlistByMerge(ctx context.Context, user string, e entry) (bool
 func (m *Manager) absent(ctx context.Context, list []entry) ([]driver.Change, error) {
 	var gone []driver.Change
 	for _, e := range list {
-		rec, err := m.loadSession(ctx, e.id)
+		rec, _, err := m.loadSession(ctx, e.id)
 		switch {
 		case errors.Is(err, ErrNotFound), err == nil && isMarker(rec):
 			gone = append(gone, e.removal())
@@ -279,7 +279,7 @@ func (m *Manager) List(ctx context.Context, user string) ([]Info, error) {
 	}
 	var infos []Info
 	for _, e := range list {
-		rec, err := m.loadSession(ctx, e.id)
+		rec, _, err := m.loadSession(ctx, e.id)
 		switch {
 		case errors.Is(err, ErrNotFound), err == nil && isMarker(rec):
 			continue
@@ -295,7 +295,7 @@ func (m *Manager) List(ctx context.Context, user string) ([]Info, error) {
 func (m *Manager) Revoke(ctx context.Context, id driver.ID) error {
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
-	rec, err := m.loadSession(ctx, id)
+	rec, _, err := m.loadSession(ctx, id)
 	if errors.Is(err, ErrNotFound) || err == nil && isMarker(rec) {
 		return nil
 	}

@@ -52,13 +52,14 @@ func markerKind(rec driver.Record) string {
 
 // policyOf returns the policy of a stored session: that of its login, or the Manager's.
 func (m *Manager) policyOf(rec driver.Record) policy {
-	var p policy
 	if rec.User != "" {
 		if b, ok := rec.Fields.Get(loginField); ok {
+			var p policy
 			_ = json.Unmarshal(b, &p) // an unreadable policy is the default one
+			return m.complete(p)
 		}
 	}
-	return m.complete(p)
+	return m.complete(policy{})
 }
 
 func (m *Manager) complete(p policy) policy {
@@ -86,24 +87,25 @@ func (m *Manager) load(ctx context.Context, id driver.ID) (driver.Record, error)
 }
 
 // loadSession is load for the ID of a session: it ends one that is corrupt, and one that is past the timeouts
-// configured now, which may be shorter than those it was saved with. It returns markers.
-func (m *Manager) loadSession(ctx context.Context, id driver.ID) (driver.Record, error) {
+// configured now, which may be shorter than those it was saved with. It returns markers, and the policy of others.
+func (m *Manager) loadSession(ctx context.Context, id driver.ID) (driver.Record, policy, error) {
 	rec, err := m.load(ctx, id)
 	switch {
 	case errors.Is(err, ErrCorrupt):
 		m.counters.corrupt.Add(1)
 		if err := m.delete(ctx, id); err != nil {
-			return driver.Record{}, err
+			return driver.Record{}, policy{}, err
 		}
 		m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "corrupt", ID: id})
-		return driver.Record{}, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
+		return driver.Record{}, policy{}, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
 	case err != nil || isMarker(rec):
-		return rec, err
+		return rec, policy{}, err
 	}
-	if m.policyOf(rec).expires(rec.Created, rec.Seen).After(time.Now()) {
-		return rec, nil
+	p := m.policyOf(rec)
+	if p.expires(rec.Created, rec.Seen).After(time.Now()) {
+		return rec, p, nil
 	}
-	return driver.Record{}, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
+	return driver.Record{}, policy{}, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
 }
 
 func (m *Manager) save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {
