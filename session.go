@@ -55,7 +55,7 @@ func (s *Session) load() {
 	}
 	rec, p, err := s.m.loadSession(ctx, id)
 	switch {
-	case errors.Is(err, ErrNotFound) && time.Since(s.x.began) > markerAge/2:
+	case errors.Is(err, ErrNotFound) && time.Since(epoch)-s.x.began > markerAge/2:
 		// It may have been renewed since the request began, and the marker be gone.
 		s.lost = markerEnded
 		s.m.emit(ctx, &s.m.counters.lost, Event{Kind: EventLost, ID: id})
