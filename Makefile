@@ -6,7 +6,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= $(if $(CI),5s,10s)
 MODULES = $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path '*/testdata/*'))
 
-.PHONY: help test check bench soak demo build setup lint imports fuzz
+.PHONY: help test check bench demo build setup lint imports fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,9 +19,6 @@ check: lint imports fuzz ## gofmt, vet, staticcheck, import direction, every fuz
 
 bench: ## the benchmark against other session libraries, as a table with ratios
 	cd bench && $(GO) run .
-
-soak: ## the tests that kill servers, with full counts (2,000 visits instead of 400)
-	HOLDFAST_SOAK=1 $(GO) test -count=1 -timeout 30m -run 'TestKillServers' -v ./cmd/holdfast
 
 demo: ## the demo: three servers, a gateway and a page to try it
 	$(GO) run ./cmd/holdfast demo

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -43,10 +42,7 @@ const killUsers = 4
 
 // killServers sends visits of one session while it kills and starts servers. It returns what was lost.
 func killServers(t *testing.T, d *running) error {
-	visits, steps := 400, 20
-	if os.Getenv("HOLDFAST_SOAK") != "" {
-		visits, steps = 2000, 100
-	}
+	const visits, steps = 2000, 100
 	k := &killing{d: d, b: newBrowser(t, d.url), apps: []string{"app-1", "app-2", "app-3"}, failures: make(map[string]int)}
 	k.me = k.b.mustLogin(t, "ada")
 
