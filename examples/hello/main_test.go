@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"os"
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast"
@@ -37,5 +39,20 @@ func TestHello(t *testing.T) {
 				t.Errorf("GET / = %q, %v, want %q", body, err, want)
 			}
 		}
+	}
+}
+
+// The README shows this program, to the letter.
+func TestREADME(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile("main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(readme, program) {
+		t.Error("README.md does not contain examples/hello/main.go as it is: copy it there")
 	}
 }
