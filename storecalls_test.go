@@ -177,7 +177,7 @@ func TestTouchDoesNotReviveALogout(t *testing.T) {
 
 // TestAnonymousReadsWriteNothing is attack 38, with a tenth of its requests.
 func TestAnonymousReadsWriteNothing(t *testing.T) {
-	const requests = 10_000
+	const requests = 100_000
 	var calls journal
 	m := mustManager(t, tapped{mustMemory(t), calls.note}, holdfast.Config{})
 	for range requests {
