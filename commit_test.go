@@ -412,7 +412,7 @@ func TestHijack(t *testing.T) {
 	if got := talk("/known", cookie); !strings.HasSuffix(got, "echo hi\n") || strings.Contains(got, "Set-Cookie") {
 		t.Errorf("with a known session the client got %q", got)
 	}
-	id := holdfast.TokenID(strings.TrimPrefix(cookie, cookieName+"="))
+	id := holdfast.MustTokenID(strings.TrimPrefix(cookie, cookieName+"="))
 	waitFor(t, func() bool {
 		s, err := m.Open(context.Background(), id)
 		must(t, err)

@@ -250,7 +250,7 @@ func TestAMillionFields(t *testing.T) {
 	m := mustManager(t, store, holdfast.Config{})
 	v := newVisitor(t, m)
 	v.set(1)
-	id := holdfast.TokenID(v.token())
+	id := holdfast.MustTokenID(v.token())
 	rec, err := store.Load(ctx, id)
 	must(t, err)
 	prev := rec.Revision

@@ -253,7 +253,7 @@ var (
 		return m.RevokeUser(r.Context(), "ann")
 	}}
 	opRevoke = op{"admin", "", func(m *holdfast.Manager, _ http.ResponseWriter, r *http.Request, old map[string]string) error {
-		return m.Revoke(r.Context(), holdfast.TokenID(old["member"]))
+		return m.Revoke(r.Context(), holdfast.MustTokenID(old["member"]))
 	}}
 	opList = op{"admin", "", func(m *holdfast.Manager, _ http.ResponseWriter, r *http.Request, _ map[string]string) error {
 		_, err := m.List(r.Context(), "ann")
@@ -443,7 +443,7 @@ func (w *world) record(token string) (driver.Record, bool) {
 	if token == "" {
 		return driver.Record{}, false
 	}
-	rec, err := w.store.Load(context.Background(), holdfast.TokenID(token))
+	rec, err := w.store.Load(context.Background(), holdfast.MustTokenID(token))
 	return rec, err == nil && !rec.Created.IsZero()
 }
 
@@ -459,7 +459,7 @@ func (w *world) checkListed() error {
 	}
 	for _, token := range w.held {
 		rec, ok := w.record(token)
-		id := holdfast.TokenID(token)
+		id := holdfast.MustTokenID(token)
 		if _, listed := list.Fields.Get(string(id[:])); ok && rec.User == "ann" && !listed {
 			w.trace = append(w.trace, "HERE")
 			return fmt.Errorf("session %v of ann lives, and is not listed", id)
@@ -500,7 +500,7 @@ func (w *world) checkRevocation() error {
 	}
 	for _, token := range w.held {
 		if rec, ok := w.record(token); ok && rec.User == "ann" {
-			return fmt.Errorf("session %v of ann survived RevokeUser", holdfast.TokenID(token))
+			return fmt.Errorf("session %v of ann survived RevokeUser", holdfast.MustTokenID(token))
 		}
 	}
 	return nil

@@ -6,9 +6,9 @@ import (
 	"github.com/holdfast-sessions/holdfast/driver"
 )
 
-// TokenID returns the ID of a well-formed token.
-func TokenID(token string) driver.ID {
-	id, ok := tokenID(token)
+// MustTokenID returns the ID of a well-formed token.
+func MustTokenID(token string) driver.ID {
+	id, ok := TokenID(token)
 	if !ok {
 		panic("not a token")
 	}
@@ -16,7 +16,6 @@ func TokenID(token string) driver.ID {
 }
 
 var (
-	ParseToken  = tokenID
 	EncodePlain = encodePlain
 	NewToken    = newToken
 

@@ -59,10 +59,11 @@ type exchange struct {
 	r                   *http.Request // as it came
 	began               time.Duration // since epoch
 
-	mu          sync.Mutex // mu guards the fields below; where both are taken, before the session's
-	session     *Session   // nil until it is used
-	wroteHeader bool
-	failure     error // why an error was sent instead of the handler's response
+	wroteHeader bool // used by the handler alone, like the ResponseWriter
+
+	mu      sync.Mutex // mu guards the fields below; where both are taken, before the session's
+	session *Session   // nil until it is used
+	failure error      // why an error was sent instead of the handler's response
 
 	phase atomic.Int32 // written under mu and the session's mu
 

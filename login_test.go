@@ -68,10 +68,10 @@ func TestUnknownTokenIsNotAdopted(t *testing.T) {
 		if v.token() == planted || v.token() == "" {
 			t.Errorf("the visitor's token is %q", v.token())
 		}
-		if _, there := records(t, store)[holdfast.TokenID(planted)]; there {
+		if _, there := records(t, store)[holdfast.MustTokenID(planted)]; there {
 			t.Error("a session is stored under a token that was not issued")
 		}
-		want := holdfast.Event{Kind: holdfast.EventRefused, Cause: "unknown", ID: holdfast.TokenID(planted)}
+		want := holdfast.Event{Kind: holdfast.EventRefused, Cause: "unknown", ID: holdfast.MustTokenID(planted)}
 		if len(events) < 2 || events[0] != want {
 			t.Errorf("events %v, want first %v", events, want)
 		}
@@ -245,7 +245,7 @@ func TestRequestsWithTheOldToken(t *testing.T) {
 					if got := m.Stats(); got.Lost != 1 || got.StoreErrors != 0 {
 						t.Errorf("Lost = %d, StoreErrors = %d, want 1 and 0", got.Lost, got.StoreErrors)
 					}
-					lost := holdfast.Event{Kind: holdfast.EventLost, ID: holdfast.TokenID(old.token())}
+					lost := holdfast.Event{Kind: holdfast.EventLost, ID: holdfast.MustTokenID(old.token())}
 					if !slices.Contains(events, lost) {
 						t.Errorf("events %v, want %v among them", events, lost)
 					}

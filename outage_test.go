@@ -267,7 +267,7 @@ func TestCorruptRecord(t *testing.T) {
 	m := mustManager(t, store, holdfast.Config{OnEvent: func(_ context.Context, e holdfast.Event) { events = append(events, e) }})
 	v := newVisitor(t, m)
 	v.set(1)
-	id = holdfast.TokenID(v.token())
+	id = holdfast.MustTokenID(v.token())
 	calls.take()
 	events, corrupt = nil, true
 	res := v.visit(func(w http.ResponseWriter, r *http.Request, s *holdfast.Session) { wantField(t, visits, s, 0) })
@@ -282,8 +282,8 @@ func TestCorruptRecord(t *testing.T) {
 		t.Errorf("Corrupt = %d, Ended = %d, want 1 and 1", got.Corrupt, got.Ended)
 	}
 	v.set(2)
-	if n := v.visits(); n != 2 || holdfast.TokenID(v.token()) == id {
-		t.Errorf("visits = %d under the ID %v, want 2 under a new one", n, holdfast.TokenID(v.token()))
+	if n := v.visits(); n != 2 || holdfast.MustTokenID(v.token()) == id {
+		t.Errorf("visits = %d under the ID %v, want 2 under a new one", n, holdfast.MustTokenID(v.token()))
 	}
 	_, err := m.Open(ctx, id)
 	wantErr(t, "Open", err, holdfast.ErrNotFound)
@@ -414,7 +414,7 @@ func TestRevokeOfANewerRelease(t *testing.T) {
 	}}
 	v := newVisitor(t, mustManager(t, store, holdfast.Config{}))
 	v.set(1)
-	must(t, mustManager(t, newer, holdfast.Config{}).Revoke(context.Background(), holdfast.TokenID(v.token())))
+	must(t, mustManager(t, newer, holdfast.Config{}).Revoke(context.Background(), holdfast.MustTokenID(v.token())))
 	if n := v.visits(); n != 0 {
 		t.Error("the session lives")
 	}

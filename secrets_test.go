@@ -97,7 +97,7 @@ func TestNothingTellsSecrets(t *testing.T) {
 					say(s)
 				})
 				if tok := v.token(); tok != "" {
-					id := holdfast.TokenID(tok)
+					id := holdfast.MustTokenID(tok)
 					secrets = append(secrets, tok, id.Hex(), fmt.Sprintf("%x", id[:]), string(id[:]), listOf(id))
 				}
 				body, _ := io.ReadAll(res.Body)

@@ -48,7 +48,7 @@ func (s *Session) load() {
 	}
 	ctx, cancel := s.m.bound(s.x.Context)
 	defer cancel()
-	id, ok := tokenID(token)
+	id, ok := TokenID(token)
 	if !ok {
 		s.m.emit(ctx, &s.m.counters.malformed, Event{Kind: EventRefused, Cause: "malformed"})
 		return
@@ -307,7 +307,7 @@ func (s *Session) mint() error {
 		return err
 	}
 	s.token = token
-	s.id, _ = tokenID(token)
+	s.id, _ = TokenID(token)
 	return nil
 }
 

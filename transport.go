@@ -29,8 +29,9 @@ func newToken(random io.Reader) (string, error) {
 
 var strictBase64 = base64.RawURLEncoding.Strict()
 
-// tokenID returns the ID of a token, and whether it can be one: whatever else clients send reaches no store.
-func tokenID(token string) (driver.ID, bool) {
+// TokenID returns the ID of a token, and whether it can be one: 43 characters, the one base64url encoding of 32 bytes.
+// Whatever else clients send reaches no store. The ID is the SHA-256 of the 43 characters.
+func TokenID(token string) (driver.ID, bool) {
 	if len(token) != (tokenBytes*8+5)/6 {
 		return driver.ID{}, false
 	}

@@ -1,13 +1,12 @@
 package gateway
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"strings"
 
+	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
 )
 
@@ -59,10 +58,10 @@ func reserved(name string) bool {
 // something holds more than one thing, or anything but a well-formed token.
 func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
 	token, n := g.sessionToken(r)
-	if n != 1 || !wellFormed(token) {
+	if n != 1 {
 		return driver.ID{}, false
 	}
-	return sha256.Sum256([]byte(token)), true
+	return holdfast.TokenID(token)
 }
 
 // sessionToken returns what the first place where a session token can be holds, and how many values are there.
@@ -110,14 +109,4 @@ func (g *Gateway) sessionCookies(r *http.Request) []string {
 		return localhostSessionCookies
 	}
 	return defaultSessionCookies
-}
-
-// wellFormed reports whether s is the one base64url encoding of 32 bytes.
-func wellFormed(s string) bool {
-	if len(s) != 43 {
-		return false
-	}
-	var b [32]byte
-	n, err := base64.RawURLEncoding.Strict().Decode(b[:], []byte(s))
-	return err == nil && n == 32
 }
