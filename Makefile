@@ -6,7 +6,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= $(if $(CI),5s,10s)
 MODULES = $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path '*/testdata/*'))
 
-.PHONY: help test check bench demo build setup lint imports fuzz
+.PHONY: help test soak check bench demo build setup lint imports fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,9 @@ help: ## list the targets
 test: setup check ## everything: set up, check, all tests of all modules, what was not run
 	@dir=$$(mktemp -d); $(GO) build -o $$dir/ ./...; status=$$?; rm -rf $$dir; exit $$status
 	$(GO) run ./internal/testreport
+
+soak: setup ## all tests with the full counts (millions of rows, tens of thousands of requests): an hour or more
+	HOLDFAST_SOAK=1 $(GO) run ./internal/testreport -timeout 3h
 
 check: lint imports fuzz ## gofmt, vet, staticcheck, import direction, every fuzz target for FUZZTIME (10s)
 

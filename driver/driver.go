@@ -1,6 +1,6 @@
 // Package driver is the contract between Holdfast and the stores that keep sessions.
 //
-// A store implements [Store], four methods, and may implement [Merger], [Toucher], [Lister] and
+// A store implements [Store], four methods, and may implement [Merger], [Toucher], [Lister], [Sweeper], [Stater] and
 // [Describer] to do more than the Manager can do for it. Everything else (tokens, cookies, timeouts,
 // login, limits, retries, encryption) is written once, above this package, and holds for every store.
 //
@@ -164,6 +164,37 @@ type Lister interface {
 type Item struct {
 	ID     ID
 	Record Record
+}
+
+// Sweeper is a store that can remove at once what it would remove in time. It serves none of it meanwhile.
+type Sweeper interface {
+	// Sweep removes every record that has expired, and whatever else calls that broke off have left behind, in small
+	// portions that hold up no other call for long. It calls progress, which may be nil, after each with the number of
+	// records removed so far, and returns that number, also with an error.
+	Sweep(ctx context.Context, progress func(removed int)) (removed int, err error)
+}
+
+// Stater is a store that can say how much it keeps without listing it, for operators.
+type Stater interface {
+	Stat(ctx context.Context) (Stat, error)
+}
+
+// Stat is how much a store keeps. A number that the store cannot tell is negative.
+type Stat struct {
+	// Records is how many records have not expired: sessions, user records and markers.
+	Records int64
+	// Expired is how many records have expired and wait to be removed.
+	Expired int64
+	// Bytes is what all of them take, as the store counts.
+	Bytes int64
+	// Facts are what else an operator of this kind of store would look at, in the order to show them in.
+	Facts []Fact
+}
+
+// Fact is one thing that a store says of itself.
+type Fact struct {
+	Name  string // a few words in lower case: "evictions"
+	Value string
 }
 
 // Describer is a store that says what it is. The zero Description holds for a store that does not.

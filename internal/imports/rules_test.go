@@ -37,7 +37,9 @@ var rules = []rule{
 
 	{"store", []string{".", "driver", "store/..."}, none},
 	{"store/memory", []string{"driver"}, none},
-	{"store/filestore", []string{"driver"}, none},
+	{"store/filestore", []string{"driver", "internal/..."}, none},
+	{"store/sqlstore", below, none}, // over database/sql; its subpackages have the clients
+	{"store/sqlstore/...", append([]string{"store/sqlstore"}, below...), exactlyOne},
 	{"store/...", below, exactlyOne},
 	{"sealed/...", below, exactlyOne},
 	{"keyring", below, several},

@@ -48,6 +48,11 @@ type Server struct {
 type spec struct {
 	program string // "redis-server"
 	debian  string // the package that has it
+	user    string // whom it has to run as if the tests run as root; "": anybody
+	// find returns more places to look for the program. It may be nil.
+	find func() []string
+	// prepare fills s.Dir before the first start. It may be nil.
+	prepare func(s *Server) error
 	// args writes the configuration to s.Dir and returns the command line. It is called before every start.
 	args func(s *Server) []string
 	// ready returns nil once the server answers.
@@ -57,8 +62,14 @@ type spec struct {
 // start runs a new server and returns when it answers.
 func start(t testing.TB, sp spec, tls *Certificates) *Server {
 	t.Helper()
-	s := &Server{t: t, spec: sp, path: mustFind(t, sp), Dir: t.TempDir(), TLS: tls}
+	s := &Server{t: t, spec: sp, path: mustFind(t, sp), TLS: tls}
+	s.Dir = mustDir(t, sp)
 	t.Cleanup(s.Stop)
+	if sp.prepare != nil {
+		if err := sp.prepare(s); err != nil {
+			t.Fatalf("testserver: prepare %s: %v", sp.program, err)
+		}
+	}
 	// Another process can take the port between freePort and the server's own bind.
 	var err error
 	for range 3 {
@@ -138,7 +149,7 @@ func (s *Server) mustWrite(name, content string) string {
 
 // run starts the process and waits until the server answers.
 func (s *Server) run() error {
-	proc, err := startProcess(s.path, s.spec.args(s), s.Dir, s.logFile())
+	proc, err := startProcess(s.path, s.spec.args(s), s.Dir, s.logFile(), s.spec.user)
 	if err != nil {
 		return err
 	}
@@ -163,9 +174,30 @@ func (s *Server) run() error {
 	}
 }
 
+// mustDir returns a directory for the server. That of a test is closed to other users of the system.
+func mustDir(t testing.TB, sp spec) string {
+	t.Helper()
+	if sp.user == "" || os.Geteuid() != 0 {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("", "testserver-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // in the temporary directory
+	return dir
+}
+
 // mustFind returns the path of the program, or ends the test.
 func mustFind(t testing.TB, sp spec) string {
 	t.Helper()
+	if sp.find != nil {
+		for _, path := range sp.find() {
+			if path, err := exec.LookPath(path); err == nil {
+				return path
+			}
+		}
+	}
 	if path, err := exec.LookPath(sp.program); err == nil {
 		return path
 	}

@@ -1,0 +1,121 @@
+package testserver
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// PostgresOptions say how [Postgres] configures the server.
+type PostgresOptions struct {
+	// Config are further lines of postgresql.conf.
+	Config []string
+	// Primary makes the server a hot standby of this one, by a base backup.
+	Primary *Server
+}
+
+// Postgres starts postgres with an empty database [Database]. If the tests run as root it runs as user postgres, as it
+// refuses to run as root.
+func Postgres(t testing.TB, o ...PostgresOptions) *Server {
+	t.Helper()
+	opt := first(o)
+	return start(t, spec{
+		program: "postgres",
+		debian:  "postgresql",
+		user:    "postgres",
+		find: func() []string {
+			paths, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres") // the pattern is well-formed
+			slices.Reverse(paths)
+			return paths
+		},
+		prepare: func(s *Server) error { return postgresPrepare(s, opt) },
+		args: func(s *Server) []string {
+			s.mustWrite("data/postgresql.conf", postgresConfig(s, opt))
+			return []string{"-D", filepath.Join(s.Dir, "data")}
+		},
+		ready: postgresReady,
+	}, nil)
+}
+
+// postgresPrepare makes the data directory.
+func postgresPrepare(s *Server, o PostgresOptions) error {
+	bin, data := filepath.Dir(s.path), filepath.Join(s.Dir, "data")
+	run := func(program string, args ...string) error {
+		cmd := exec.Command(filepath.Join(bin, program), args...)
+		cmd.Dir = s.Dir
+		if err := runAs(cmd, s.spec.user, s.Dir); err != nil {
+			return err
+		}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s: %w\n%s", program, err, out)
+		}
+		return nil
+	}
+	if o.Primary != nil {
+		return run("pg_basebackup", "-D", data, "-R", "-X", "stream", "-c", "fast", "--no-sync",
+			"-d", "host=127.0.0.1 port="+o.Primary.Port()+" user="+DatabaseUser+" password="+DatabasePassword)
+	}
+	s.mustWrite("password", DatabasePassword+"\n")
+	err := run("initdb", "-D", data, "-U", DatabaseUser, "--pwfile="+filepath.Join(s.Dir, "password"),
+		"-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync")
+	if err != nil {
+		return err
+	}
+	// The standalone server makes the database before anybody connects.
+	cmd := exec.Command(s.path, "--single", "-D", data, "postgres")
+	cmd.Dir, cmd.Stdin = s.Dir, strings.NewReader("CREATE DATABASE "+Database+"\n")
+	if err := runAs(cmd, s.spec.user, s.Dir); err != nil {
+		return err
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("create the database: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func postgresConfig(s *Server, o PostgresOptions) string {
+	conf := []string{
+		"listen_addresses = '127.0.0.1'",
+		"port = " + s.Port(),
+		"unix_socket_directories = ''",
+		"shared_buffers = 32MB",
+		// A killed process loses nothing of this, and the power is not cut.
+		"fsync = off",
+		"max_connections = 100",
+	}
+	return lines(append(conf, o.Config...)...)
+}
+
+// postgresReady asks as a user whom the server does not know, which it answers once it accepts connections. The message
+// is that of protocol 3.0: length, version, parameters.
+func postgresReady(ctx context.Context, s *Server) error {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline) // fails on a closed connection only, and then the read says so
+	}
+	body := "\x00\x03\x00\x00user\x00" + DatabaseUser + "\x00database\x00" + Database + "\x00\x00"
+	message := append(binary.BigEndian.AppendUint32(nil, uint32(len(body)+4)), body...)
+	if _, err := conn.Write(message); err != nil {
+		return err
+	}
+	kind := make([]byte, 1)
+	if _, err := io.ReadFull(conn, kind); err != nil {
+		return err
+	}
+	if kind[0] != 'R' { // asks for the password
+		return fmt.Errorf("the server answers %q", kind)
+	}
+	return nil
+}
