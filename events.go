@@ -54,14 +54,18 @@ func (e *StoreError) Error() string { return fmt.Sprintf("%s session %s: %v", e.
 func (e *StoreError) Unwrap() error { return e.Err }
 
 // EventKind says what happened.
+//
+// Two causes occur only with stores that may drop records before they expire (driver.Description.Evicts). "unlisted" is
+// a session that its user's record does not list: that record was dropped, perhaps after a revocation, so the session
+// ends. "evicted" is a session that was dropped: its user, who had not logged out, logged in again with its token.
 type EventKind string
 
 // The kinds of events.
 const (
 	EventCreated EventKind = "created" // a session was saved for the first time
 	EventRenewed EventKind = "renewed" // it has a new token; Cause: "login" or "renew"
-	EventEnded   EventKind = "ended"   // by force or logout; Cause: "logout", "revoked", "limit", "corrupt"
-	EventLost    EventKind = "lost"    // a request can save nothing because its session was ended or renewed by another
+	EventEnded   EventKind = "ended"   // by force or logout; Cause: "logout", "revoked", "limit", "corrupt", "unlisted"
+	EventLost    EventKind = "lost"    // a request can save nothing because its session was ended or renewed by another; or, with Cause "evicted", the store dropped a session
 	EventRefused EventKind = "refused" // a token was not accepted; Cause: "unknown", "malformed", "duplicate", "oversized"
 )
 
@@ -86,6 +90,7 @@ type Stats struct {
 	StoreErrors                            uint64 // store calls that failed for another reason
 	Created, Renewed, Ended                uint64 // sessions
 	Lost                                   uint64 // requests that could save nothing, see EventLost
+	Unlisted, Evicted                      uint64 // sessions lost with records that the store dropped; see EventKind
 	Unknown, Malformed                     uint64 // tokens not accepted
 	Duplicate, Oversized                   uint64 // Cookie headers not accepted
 	Corrupt                                uint64 // stored records that could not be read
@@ -94,7 +99,7 @@ type Stats struct {
 // counters is Stats being counted.
 type counters struct {
 	loads, saves, merges, touches, deletes, conflicts, storeErrors atomic.Uint64
-	created, renewed, ended, lost                                  atomic.Uint64
+	created, renewed, ended, lost, unlisted, evicted               atomic.Uint64
 	unknown, malformed, duplicate, oversized, corrupt              atomic.Uint64
 }
 
@@ -105,6 +110,7 @@ func (m *Manager) Stats() Stats {
 		Loads: c.loads.Load(), Saves: c.saves.Load(), Merges: c.merges.Load(), Touches: c.touches.Load(),
 		Deletes: c.deletes.Load(), Conflicts: c.conflicts.Load(), StoreErrors: c.storeErrors.Load(),
 		Created: c.created.Load(), Renewed: c.renewed.Load(), Ended: c.ended.Load(), Lost: c.lost.Load(),
+		Unlisted: c.unlisted.Load(), Evicted: c.evicted.Load(),
 		Unknown: c.unknown.Load(), Malformed: c.malformed.Load(),
 		Duplicate: c.duplicate.Load(), Oversized: c.oversized.Load(), Corrupt: c.corrupt.Load(),
 	}

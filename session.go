@@ -27,6 +27,7 @@ type Session struct {
 	lost    string          // kind of the marker, if another request renewed or ended the session
 	token   string          // "" if the client has none, or the session was opened by its ID
 	id      driver.ID       // of token
+	unknown driver.ID       // of a token that the store, which may drop records, cannot tell anything about
 	record  driver.Record   // as it was loaded or last stored; Revision 0: nothing is stored yet
 	policy  policy          // that record was made under
 	pending []driver.Change // not stored yet, at most one of a name, values not encrypted
@@ -60,6 +61,9 @@ func (s *Session) load() {
 		s.lost = markerEnded
 		s.m.emit(ctx, &s.m.counters.lost, Event{Kind: EventLost, ID: id})
 	case errors.Is(err, ErrNotFound):
+		if s.m.description.Evicts && !errors.Is(err, driver.ErrGone) {
+			s.unknown = id
+		}
 		s.m.emit(ctx, &s.m.counters.unknown, Event{Kind: EventRefused, Cause: "unknown", ID: id})
 	case err != nil:
 		s.err = err
@@ -223,6 +227,9 @@ func (s *Session) update(ctx context.Context, name string, fn func([]byte) ([]by
 		}
 		return s.create(ctx, changes)
 	}
+	if err := s.confirm(ctx); err != nil {
+		return err
+	}
 	rec, err := s.m.update(ctx, s.id, s.record, func(rec driver.Record) (driver.Record, error) {
 		changes, err := changesTo(rec)
 		if err != nil {
@@ -254,6 +261,9 @@ func (s *Session) flush(ctx context.Context) error {
 	defer cancel()
 	if s.record.Revision == 0 {
 		return s.create(ctx, s.pending)
+	}
+	if err := s.confirm(ctx); err != nil {
+		return err
 	}
 	rec, err := s.m.merge(ctx, s.policy, s.id, s.record, s.m.seal(s.id, s.pending))
 	return s.stored(ctx, rec, err)
@@ -320,6 +330,9 @@ func (s *Session) touchDue() bool {
 func (s *Session) touch(ctx context.Context) {
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
+	if s.confirm(ctx) != nil {
+		return
+	}
 	next, err := s.m.follow(s.policy, s.record, nil)
 	if err != nil {
 		return // MaxBytes was lowered below the size of this session
@@ -382,6 +395,9 @@ func (s *Session) Renew(ctx context.Context) error {
 	if s.record.Revision == 0 && s.lost == "" && s.err == nil {
 		return nil
 	}
+	if err := s.listed(ctx); err != nil { // it would be listed again
+		return err
+	}
 	return s.renew(ctx, renewal{cause: "renew", user: s.record.User, created: s.record.Created, policy: s.policy})
 }
 
@@ -393,6 +409,7 @@ type renewal struct {
 	policy     policy
 	changes    []driver.Change // of the Manager's own fields
 	dropFields bool
+	unknown    driver.ID // see Session
 }
 
 // renew puts the session under a new token. The order is what makes every crash and every parallel call safe: the new
@@ -406,6 +423,7 @@ func (s *Session) renew(ctx context.Context, r renewal) error {
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
 	old := s.detached()
+	r.unknown = s.unknown
 	fresh := Session{m: s.m, policy: r.policy, pending: s.pending}
 	if err := fresh.mint(); err != nil {
 		return err
@@ -481,7 +499,7 @@ func (s *Session) detached() stale { return stale{id: s.id, record: s.record} }
 func (m *Manager) replace(ctx context.Context, r renewal, old stale, fresh *Session, copied func(driver.Record) (driver.Record, error)) error {
 	if r.user != "" {
 		e := entry{id: fresh.id, created: r.created, expires: r.created.Add(r.policy.Lifetime)}
-		excess, err := m.enlist(ctx, r.user, e, old)
+		excess, err := m.enlist(ctx, r, e, old)
 		if err != nil {
 			return err
 		}

@@ -133,14 +133,15 @@ func latest(a, b time.Time) time.Time {
 
 // enlist adds a session to its user's record. It returns the sessions beyond the limit, oldest first: they are marked
 // as ending, and stay listed until a later login finds them so. If the user had the session old, that is marked too.
-func (m *Manager) enlist(ctx context.Context, user string, e entry, old stale) (excess []driver.ID, err error) {
+func (m *Manager) enlist(ctx context.Context, r renewal, e entry, old stale) (excess []driver.ID, err error) {
 	if m.config.MaxSessions < 0 && m.merger != nil {
-		if done, err := m.enlistByMerge(ctx, user, e); done || err != nil {
+		if done, err := m.enlistByMerge(ctx, r.user, e); done || err != nil {
 			return nil, err
 		}
 	}
-	err = m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
-		excess = nil
+	evicted := false
+	err = m.swapUser(ctx, r.user, func(list []entry) ([]driver.Change, error) {
+		excess, evicted = nil, false
 		changes := []driver.Change{e.change()}
 		var live []entry
 		for _, other := range list {
@@ -153,6 +154,9 @@ func (m *Manager) enlist(ctx context.Context, user string, e entry, old stale) (
 				if _, err := m.endListed(ctx, other); err != nil {
 					return nil, err
 				}
+				changes = append(changes, other.removal())
+			case other.id == r.unknown:
+				evicted = time.Now().Before(other.expires)
 				changes = append(changes, other.removal())
 			case time.Since(other.expires) > entryGrace:
 				changes = append(changes, other.removal())
@@ -180,6 +184,9 @@ func (m *Manager) enlist(ctx context.Context, user string, e entry, old stale) (
 		}
 		return changes, nil
 	})
+	if err == nil && evicted {
+		m.emit(ctx, &m.counters.evicted, Event{Kind: EventLost, Cause: "evicted", ID: r.unknown, User: r.user})
+	}
 	return excess, err
 }
 
@@ -251,6 +258,53 @@ func (m *Manager) unlist(ctx context.Context, user string, id driver.ID, keep ..
 	if err != nil && err != errUnlisted {
 		m.config.Logger.Warn("ended session stays listed for its user", "session", id.String(), "err", err)
 	}
+}
+
+// A store that may drop records can drop a user record. RevokeUser then finds nothing to end, and leaves an empty one.
+// So with such a store a session lives only while its user's record lists it; that is looked up once in every twentieth
+// of the idle timeout in which the session is used. It also keeps the user record from being the first to be dropped.
+
+// confirm looks the session up in its user's record, if that is due, and ends it if it is not there. It fails with
+// ErrEnded then.
+func (s *Session) confirm(ctx context.Context) error {
+	if !s.m.description.Evicts {
+		return nil
+	}
+	// Periods, not the time since the last look-up, which nobody remembers: a session that is written all the time
+	// crosses from one to the next, too. They begin at another moment for each session.
+	period := max(s.policy.Idle/20, 1)
+	phase := time.Duration(binary.BigEndian.Uint64(s.id[:]) % uint64(period))
+	number := func(t time.Time) int64 { return t.Add(phase).UnixNano() / int64(period) }
+	if number(s.record.Seen) == number(time.Now()) {
+		return nil
+	}
+	return s.listed(ctx)
+}
+
+// listed ends the session, and fails with ErrEnded, if its store may drop records and its user's record does not list
+// it. Where that record cannot be read, all is well: a revocation cannot have got through either.
+func (s *Session) listed(ctx context.Context) error {
+	if !s.m.description.Evicts || s.record.User == "" {
+		return nil
+	}
+	ctx, cancel := s.m.bound(ctx)
+	defer cancel()
+	// A part of the time: the user record may be on a server that hangs, and the session's own on one that does not.
+	short, stop := context.WithTimeout(ctx, s.m.config.StoreTimeout/4)
+	defer stop()
+	rec, err := s.m.load(short, UserID(s.record.User))
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if _, ok := rec.Fields.Get(string(s.id[:])); ok {
+		return nil
+	}
+	if err := s.m.end(ctx, s.detached()); err != nil && !errors.Is(err, ErrEnded) {
+		return err
+	}
+	s.m.emit(ctx, &s.m.counters.unlisted, Event{Kind: EventEnded, Cause: "unlisted", ID: s.id, User: s.record.User})
+	s.lose(ctx, markerEnded)
+	return &StoreError{Op: "load", ID: s.id, Err: ErrEnded}
 }
 
 // Info describes a session of a user.

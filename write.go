@@ -78,7 +78,7 @@ func (m *Manager) load(ctx context.Context, id driver.ID) (driver.Record, error)
 	m.counters.loads.Add(1)
 	rec, err := m.store.Load(ctx, id)
 	if err == nil && rec.Expired(time.Now()) {
-		err = ErrNotFound
+		err = driver.ErrGone
 	}
 	if err != nil {
 		return driver.Record{}, m.failed("load", id, err)
@@ -97,7 +97,7 @@ func (m *Manager) loadSession(ctx context.Context, id driver.ID) (driver.Record,
 			return driver.Record{}, policy{}, err
 		}
 		m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "corrupt", ID: id})
-		return driver.Record{}, policy{}, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
+		return driver.Record{}, policy{}, &StoreError{Op: "load", ID: id, Err: driver.ErrGone}
 	case err != nil || isMarker(rec):
 		return rec, policy{}, err
 	}
@@ -105,7 +105,7 @@ func (m *Manager) loadSession(ctx context.Context, id driver.ID) (driver.Record,
 	if p.expires(rec.Created, rec.Seen).After(time.Now()) {
 		return rec, p, nil
 	}
-	return driver.Record{}, policy{}, &StoreError{Op: "load", ID: id, Err: ErrNotFound}
+	return driver.Record{}, policy{}, &StoreError{Op: "load", ID: id, Err: driver.ErrGone}
 }
 
 func (m *Manager) save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {

@@ -28,6 +28,9 @@ import (
 var (
 	// ErrNotFound says that the record is absent, expired or ended.
 	ErrNotFound = errors.New("not found")
+	// ErrGone matches ErrNotFound and says more: the store remembers that the record expired or was ended. One that may
+	// drop records (Description.Evicts) answers with it where it can, so that losses are told from endings.
+	ErrGone = fmt.Errorf("%w: expired or ended", ErrNotFound)
 	// ErrConflict says that the stored record is not the one the caller started from. Nothing was changed.
 	ErrConflict = errors.New("changed by another writer")
 	// ErrUnavailable says that the store cannot answer now. A write may or may not have happened.
