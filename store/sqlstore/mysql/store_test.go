@@ -1,0 +1,61 @@
+package mysql_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
+	"github.com/holdfast-sessions/holdfast/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestStore proves the contract, with two clients too, while the server is up and while it is frozen.
+func TestStore(t *testing.T) {
+	srv := testserver.MariaDB(t)
+	for name, options := range map[string]string{
+		"innodb":     "?table=sessions",
+		"unprepared": "?table=sessions&prepare=false",
+		"memory":     "?table=sessions_memory&engine=memory",
+	} {
+		t.Run(name, func(t *testing.T) {
+			open := func(t testing.TB) driver.Store { return mustOpen(t, address(srv)+options) }
+			storetest.Run(t, open, storetest.Options{
+				Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
+				Reopen: func(t testing.TB, s driver.Store) driver.Store {
+					if err := s.Close(); err != nil {
+						t.Errorf("Close = %v", err)
+					}
+					return open(t)
+				},
+				Outage: func(testing.TB, driver.Store) func() {
+					srv.Freeze()
+					return srv.Thaw
+				},
+			})
+		})
+	}
+}
+
+// address returns the URL of a store on srv, without options.
+func address(srv *testserver.Server) string {
+	return "mysql://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + srv.Addr + "/" + testserver.Database
+}
+
+func mustOpen(t testing.TB, url string) *sqlstore.Store {
+	t.Helper()
+	s, err := mysql.Open(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("Close = %v", err)
+		}
+	})
+	return s
+}
