@@ -38,8 +38,10 @@ func (s *Store) exec(ctx context.Context, st *statement, a *args) (sql.Result, e
 			}
 		}
 		var err error
-		if st.stmt != nil {
-			res, err = st.stmt.ExecContext(ctx, st.values(a)...)
+		if stmt, prepareErr := s.prepared(ctx, st); prepareErr != nil {
+			return prepareErr
+		} else if stmt != nil {
+			res, err = stmt.ExecContext(ctx, st.values(a)...)
 		} else {
 			res, err = s.db.ExecContext(ctx, st.sql, st.values(a)...)
 		}
@@ -53,8 +55,12 @@ func (s *Store) exec(ctx context.Context, st *statement, a *args) (sql.Result, e
 
 // queryRow runs a statement that returns at most one row. A []byte that it scans is the caller's.
 func (s *Store) queryRow(ctx context.Context, st *statement, a *args, into ...any) error {
-	if st.stmt != nil {
-		return st.stmt.QueryRowContext(ctx, st.values(a)...).Scan(into...)
+	stmt, err := s.prepared(ctx, st)
+	if err != nil {
+		return err
+	}
+	if stmt != nil {
+		return stmt.QueryRowContext(ctx, st.values(a)...).Scan(into...)
 	}
 	return s.db.QueryRowContext(ctx, st.sql, st.values(a)...).Scan(into...)
 }
@@ -88,8 +94,7 @@ func (s *Store) run(caller context.Context, read bool, f func(context.Context) e
 			}
 			continue
 		case (v == ReadOnly || v == Elsewhere) && s.hosts != nil:
-			s.hosts.leave()
-			if !moved && (v == Elsewhere || s.hosts.Len() > 1) {
+			if s.hosts.leave() && !moved {
 				moved = true
 				continue
 			}
@@ -154,12 +159,6 @@ func (s *Store) mapError(err error) error {
 	if errors.As(err, new(refusal)) || errors.Is(err, driver.ErrUnavailable) {
 		return err
 	}
-	message := err.Error()
-	if s.dialect.Explain != nil {
-		if explained := s.dialect.Explain(err); explained != "" {
-			message = explained
-		}
-	}
 	kind := driver.ErrUnavailable
 	switch s.dialect.Classify(err) {
 	case ReadOnly:
@@ -167,7 +166,25 @@ func (s *Store) mapError(err error) error {
 	case TooLarge:
 		kind = driver.ErrTooLarge
 	}
-	return fmt.Errorf("%w: %s: %s", kind, s.dialect.Name, message)
+	return fmt.Errorf("%w: %s: %s", kind, s.dialect.Name, s.explain(err))
+}
+
+// explain says what an error means, of each host if there are several.
+func (s *Store) explain(err error) string {
+	var none *noHostError
+	if errors.As(err, &none) {
+		message := "no host takes writes"
+		for i, err := range none.errs {
+			message += [2]string{": ", "; "}[min(i, 1)] + none.names[i] + ": " + s.explain(err)
+		}
+		return message
+	}
+	if s.dialect.Explain != nil {
+		if e := s.dialect.Explain(err); e != "" {
+			return e
+		}
+	}
+	return err.Error()
 }
 
 // Close waits for calls that are under way, which it breaks off after a second, and for the clean-up, and closes the

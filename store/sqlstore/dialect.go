@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 )
@@ -90,6 +91,8 @@ const (
 	Elsewhere
 	// TooLarge says that the row is larger than the database takes.
 	TooLarge
+	// Refused says that the server does not let the user in, or not into this database. Open does not call it unavailable.
+	Refused
 	// Denied says that the user has not the rights.
 	Denied
 	// NoTable says that there is no such table.
@@ -118,9 +121,10 @@ var argNames = [...]string{"id", "revision", "seen", "expires", "sweep", "data",
 
 // statement is one that was compiled for a dialect and a table.
 type statement struct {
-	sql  string
-	args []int     // the places in args, in the order to send them in
-	stmt *sql.Stmt // nil: not prepared by database/sql
+	sql     string
+	args    []int // the places in args, in the order to send them in
+	prepare bool  // by database/sql
+	stmt    atomic.Pointer[sql.Stmt]
 }
 
 // compile replaces what is in braces.

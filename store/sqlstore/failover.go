@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	holdfast "github.com/holdfast-sessions/holdfast/driver"
@@ -40,6 +41,7 @@ type Hosts struct {
 	// generation is raised when a server turns out to be no longer the one to write to. Connections of an older
 	// generation are not used again.
 	generation atomic.Uint64
+	left       atomic.Int64 // when, in nanoseconds since 1970
 
 	mu sync.Mutex
 
@@ -69,7 +71,7 @@ func (noDriver) Open(string) (driver.Conn, error) {
 func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 	generation := h.generation.Load()
 	first := int(h.last.Load())
-	var failed []error
+	failed := &noHostError{}
 	for i := range h.hosts {
 		n := (first + i) % len(h.hosts)
 		host := h.hosts[n]
@@ -85,23 +87,26 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		failed = append(failed, &hostError{host.Name, err})
+		failed.names, failed.errs = append(failed.names, host.Name), append(failed.errs, err)
 	}
-	if len(failed) == 1 {
-		return nil, failed[0].(*hostError).error
+	if len(failed.errs) == 1 {
+		return nil, failed.errs[0]
 	}
-	return nil, fmt.Errorf("no host takes writes: %w", errors.Join(failed...))
+	return nil, failed
 }
 
 var errReadOnlyHost = errors.New("is read-only")
 
-type hostError struct {
-	host string
-	error
+// noHostError says what is wrong with each of several hosts.
+type noHostError struct {
+	names []string
+	errs  []error
 }
 
-func (e *hostError) Error() string { return e.host + ": " + e.error.Error() }
-func (e *hostError) Unwrap() error { return e.error }
+func (e *noHostError) Error() string {
+	return "no host takes writes: " + errors.Join(e.errs...).Error()
+}
+func (e *noHostError) Unwrap() []error { return e.errs }
 
 // try connects to one host. It leaves the remaining hosts their share of the time.
 func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn, bool, error) {
@@ -118,8 +123,18 @@ func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn,
 	return c, writable, err
 }
 
-// leave makes sure that no connection that exists now is used for another call.
-func (h *Hosts) leave() { h.generation.Add(1) }
+// leave makes sure that no connection that exists now is used for another call, and reports whether to look for a better
+// one: a single host that is read-only is asked once a second whether it still is.
+func (h *Hosts) leave() bool {
+	now := time.Now().UnixNano()
+	last := h.left.Load()
+	if len(h.hosts) == 1 && now-last < int64(time.Second) {
+		return false
+	}
+	h.left.Store(now)
+	h.generation.Add(1)
+	return true
+}
 
 // close closes every connection, also those that a client library still holds to say goodbye on.
 func (h *Hosts) close() {
@@ -158,8 +173,14 @@ type netConn struct {
 	hosts *Hosts
 }
 
-// NetConn returns the connection below, as tls.Conn's does.
-func (c *netConn) NetConn() net.Conn { return c.Conn }
+// SyscallConn is for the client libraries' checks that the server has not closed the connection.
+func (c *netConn) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return s.SyscallConn()
+}
 
 func (c *netConn) Close() error {
 	c.hosts.mu.Lock()

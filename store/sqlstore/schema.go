@@ -71,6 +71,9 @@ func (s *Store) migrate(ctx context.Context) error {
 func (s *Store) start(ctx context.Context) error {
 	return s.run(ctx, true, func(ctx context.Context) error {
 		err := s.check(ctx)
+		if err != nil && s.dialect.Classify(err) == Refused {
+			return refuse("%s", s.explain(err))
+		}
 		if errors.Is(err, errMissing) {
 			if made := s.migrate(ctx); made != nil {
 				// Another process may have made them meanwhile.
@@ -92,7 +95,7 @@ func (s *Store) start(ctx context.Context) error {
 				return err
 			}
 		}
-		return s.prepare(ctx)
+		return s.prepareAll(ctx)
 	})
 }
 
@@ -103,6 +106,9 @@ func (e refusal) Unwrap() error { return e.error }
 
 func refuse(format string, a ...any) error { return refusal{fmt.Errorf(format, a...)} }
 
+// Refuse returns an error for Dialect.Opened that says what is wrong with the table or the URL.
+func Refuse(format string, a ...any) error { return refuse(format, a...) }
+
 // errMissing says that a table is not there.
 var errMissing = errors.New("the table does not exist")
 
@@ -112,15 +118,6 @@ func (s *Store) cannotMake(missing, made error) error {
 	}
 	return refuse("%w, and it cannot be made (%s); run this as a user who may:\n  holdfast store migrate '%s'\nor have somebody run what this prints:\n  holdfast store migrate --print '%s'",
 		missing, s.explain(made), s.config.URL, s.config.URL)
-}
-
-func (s *Store) explain(err error) string {
-	if s.dialect.Explain != nil {
-		if e := s.dialect.Explain(err); e != "" {
-			return e
-		}
-	}
-	return err.Error()
 }
 
 // check returns errMissing if a table is not there, and a refusal if it is not what it should be.

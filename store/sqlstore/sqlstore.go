@@ -119,14 +119,29 @@ func newStore(d Dialect, connector sqldriver.Connector, c Config) *Store {
 	return s
 }
 
-// prepare prepares the statements that requests run, if the dialect wants it: each is sent to each connection once.
-func (s *Store) prepare(ctx context.Context) error {
-	if !s.dialect.Prepare {
-		return nil
+// prepared returns st, prepared, if it is one of those that requests run and the dialect wants it: each is sent to each
+// connection once. It returns nil otherwise.
+func (s *Store) prepared(ctx context.Context, st *statement) (*sql.Stmt, error) {
+	stmt := st.stmt.Load()
+	if stmt != nil || !st.prepare {
+		return stmt, nil
 	}
+	stmt, err := s.db.PrepareContext(ctx, st.sql)
+	if err != nil {
+		return nil, err
+	}
+	if !st.stmt.CompareAndSwap(nil, stmt) {
+		_ = stmt.Close() // another caller was first
+		stmt = st.stmt.Load()
+	}
+	return stmt, nil
+}
+
+// prepareAll prepares statements before the first request. A server that takes no writes does not prepare any either.
+func (s *Store) prepareAll(ctx context.Context) error {
 	for _, st := range []*statement{s.load, s.insert, s.update, s.touch, s.remove} {
-		var err error
-		if st.stmt, err = s.db.PrepareContext(ctx, st.sql); err != nil {
+		st.prepare = s.dialect.Prepare
+		if _, err := s.prepared(ctx, st); err != nil && s.dialect.Classify(err) != ReadOnly {
 			return err
 		}
 	}

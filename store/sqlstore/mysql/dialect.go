@@ -83,7 +83,7 @@ func (c *config) dialect() sqlstore.Dialect {
 		},
 		Opened:   c.opened,
 		Classify: classify,
-		Explain:  explain,
+		Explain:  c.explain,
 	}
 }
 
@@ -125,15 +125,15 @@ func (c *config) opened(ctx context.Context, db *sql.DB, table string, d *holdfa
 	}
 	switch memory := strings.EqualFold(engine, "MEMORY"); {
 	case memory != c.memory && c.engineGiven:
-		return fmt.Errorf("table %s is ENGINE=%s, and the URL says otherwise; change engine= or the table", table, engine)
+		return sqlstore.Refuse("table %s is ENGINE=%s, and the URL says otherwise; change engine= or the table", table, engine)
 	case memory && c.maxBytesGiven && int64(c.maxBytes) != width:
-		return fmt.Errorf("column data of table %s is VARBINARY(%d), and the URL says max_bytes=%d; change one of them", table, width, c.maxBytes)
+		return sqlstore.Refuse("column data of table %s is VARBINARY(%d), and the URL says max_bytes=%d; change one of them", table, width, c.maxBytes)
 	case memory:
 		d.Durable = "nothing: a restart of the server empties the table (ENGINE=MEMORY)"
 	case strings.EqualFold(engine, "InnoDB"):
 		d.Durable = "all that was acknowledged, unless innodb_flush_log_at_trx_commit is not 1 and the power fails"
 	default:
-		return fmt.Errorf("table %s is ENGINE=%s; want InnoDB or MEMORY", table, engine)
+		return sqlstore.Refuse("table %s is ENGINE=%s; want InnoDB or MEMORY", table, engine)
 	}
 	packet -= packetOverhead
 	if !c.Prepare {
@@ -214,6 +214,8 @@ func classify(err error) sqlstore.Verdict {
 		return sqlstore.Broken
 	case errRowTooLarge, errPacketTooLarge, errDataTooLong:
 		return sqlstore.TooLarge
+	case errAccessDenied, errAccessDeniedDB, errUnknownDB, errSecureTransport:
+		return sqlstore.Refused
 	case errTableDenied, errColumnDenied, errNeedPrivilege:
 		return sqlstore.Denied
 	case errNoTable:
@@ -223,7 +225,7 @@ func classify(err error) sqlstore.Verdict {
 }
 
 // explain says what an error means, without values that the server quotes.
-func explain(err error) string {
+func (c *config) explain(err error) string {
 	var e *mysql.MySQLError
 	if !errors.As(err, &e) {
 		return sqlstore.Unreachable(err, "mysqld or mariadbd")
@@ -232,6 +234,9 @@ func explain(err error) string {
 	case errTableFull:
 		return "the table is full (error 1114): a MEMORY table holds max_heap_table_size bytes, as it was when the table was made; raise it and run ALTER TABLE ... ENGINE=MEMORY, or free disk space"
 	case errAccessDenied:
+		if c.TLS == nil { // MariaDB says no more to a user who has to use TLS
+			return "wrong user or password (error 1045), or the user may not connect from this host, or only by TLS: then add tls=verify"
+		}
 		return "wrong user or password (error 1045), or the user may not connect from this host"
 	case errAccessDeniedDB:
 		return "the user may not use this database (error 1044)"

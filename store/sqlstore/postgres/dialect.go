@@ -113,7 +113,7 @@ func (c *config) opened(ctx context.Context, db *sql.DB, table string, d *holdfa
 	}
 	switch unlogged := persistence == "u"; {
 	case unlogged != c.unlogged && c.unloggedGiven:
-		return fmt.Errorf("table %s: unlogged is %v, and the URL says otherwise; change the URL, or ALTER TABLE %s SET LOGGED or UNLOGGED", table, unlogged, table)
+		return sqlstore.Refuse("table %s: unlogged is %v, and the URL says otherwise; change the URL, or ALTER TABLE %s SET LOGGED or UNLOGGED", table, unlogged, table)
 	case unlogged:
 		d.Durable = "an orderly shutdown; a crash of the server empties the table (UNLOGGED), and replicas do not have it"
 	default:
@@ -155,6 +155,8 @@ func classify(err error) sqlstore.Verdict {
 		return sqlstore.Broken
 	case errProgramLimit:
 		return sqlstore.TooLarge
+	case errWrongPassword, errWrongUser, errNoDatabase:
+		return sqlstore.Refused
 	case errDenied:
 		return sqlstore.Denied
 	case errNoTable, errNoSchema:

@@ -194,9 +194,6 @@ func alive(c net.Conn) error {
 	if t, ok := c.(*tls.Conn); ok {
 		c = t.NetConn()
 	}
-	if n, ok := c.(interface{ NetConn() net.Conn }); ok {
-		c = n.NetConn()
-	}
 	if pending(c) {
 		return driver.ErrBadConn
 	}
