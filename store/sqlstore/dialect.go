@@ -48,8 +48,10 @@ type Dialect struct {
 
 	// Schema are the statements that make what is missing of the two tables. They can be run again.
 	Schema []string
-	// Grants are what the user of a store needs, as a person would grant it; {user} is the user.
+	// Grants are what the user of a store needs, as a person would grant it; {user} is the user. Quote goes around names
+	// that need it.
 	Grants string
+	Quote  string
 	// Columns lists the columns of a table, {name}: name, type, whether it is the whole primary key, whether an insert
 	// has to give it a value. It returns no rows if there is no such table.
 	Columns string

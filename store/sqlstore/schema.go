@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -43,8 +44,18 @@ func (d *Dialect) schema(table string) []string {
 }
 
 func (d *Dialect) grants(table, user string) string {
-	return strings.NewReplacer("{table}", table, "{meta}", metaTable(table), "{user}", user).Replace(d.Grants)
+	return strings.NewReplacer("{table}", table, "{meta}", metaTable(table), "{user}", QuoteName(user, d.Quote)).Replace(d.Grants)
 }
+
+// QuoteName returns the name of a user or a database as a person would write it in a statement.
+func QuoteName(name, quote string) string {
+	if plainName.MatchString(name) {
+		return name
+	}
+	return quote + strings.ReplaceAll(name, quote, quote+quote) + quote
+}
+
+var plainName = regexp.MustCompile(`^[a-z_][a-z0-9_]*$`)
 
 // Migrate makes what is missing of the tables, and checks them. It can be run at any time, also while the store is used.
 func Migrate(ctx context.Context, d Dialect, connector sqldriver.Connector, c Config) error {
@@ -71,8 +82,10 @@ func (s *Store) migrate(ctx context.Context) error {
 func (s *Store) start(ctx context.Context) error {
 	return s.run(ctx, true, func(ctx context.Context) error {
 		err := s.check(ctx)
-		if err != nil && s.dialect.Classify(err) == Refused {
-			return refuse("%s", s.explain(err))
+		if err != nil && !errors.As(err, new(refusal)) {
+			if v := s.dialect.Classify(err); v == Refused || v == Denied {
+				return refuse("%s", s.explain(err))
+			}
 		}
 		if errors.Is(err, errMissing) {
 			if made := s.migrate(ctx); made != nil {

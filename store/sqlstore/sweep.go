@@ -19,8 +19,8 @@ const (
 	// After a batch the sweeper rests at least sweepRest, and sweepShare times as long as the batch took. If the batch
 	// was slowed down by others, it rests longer in the same proportion, up to sweepSlow times.
 	sweepRest  = 5 * time.Millisecond
-	sweepShare = 4
-	sweepSlow  = 16
+	sweepShare = 2
+	sweepSlow  = 4
 	// batchTimeout bounds one batch.
 	batchTimeout = 30 * time.Second
 )

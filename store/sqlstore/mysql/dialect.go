@@ -71,8 +71,9 @@ func (c *config) dialect() sqlstore.Dialect {
 		SizeNote: "what the server estimates",
 
 		Schema: c.schema(),
-		Grants: "GRANT SELECT, INSERT, UPDATE, DELETE ON " + c.Database + ".{table} TO {user}\n" +
-			"GRANT SELECT, UPDATE ON " + c.Database + ".{meta} TO {user}",
+		Grants: "GRANT SELECT, INSERT, UPDATE, DELETE ON " + sqlstore.QuoteName(c.Database, "`") + ".{table} TO {user}\n" +
+			"GRANT SELECT, UPDATE ON " + sqlstore.QuoteName(c.Database, "`") + ".{meta} TO {user}",
+		Quote: "`",
 		Columns: "SELECT column_name, column_type, column_key = 'PRI' AND (SELECT COUNT(*) FROM information_schema.columns k" +
 			" WHERE k.table_schema = DATABASE() AND k.table_name = c.table_name AND k.column_key = 'PRI') = 1," +
 			" is_nullable = 'NO' AND column_default IS NULL AND extra = '' FROM information_schema.columns c" +

@@ -64,6 +64,7 @@ func (c *config) dialect() sqlstore.Dialect {
 
 		Schema: c.schema(),
 		Grants: "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {user}\nGRANT SELECT, UPDATE ON {meta} TO {user}",
+		Quote:  `"`,
 		Columns: "SELECT a.attname, format_type(a.atttypid, a.atttypmod)," +
 			" COALESCE((SELECT i.indkey::text = a.attnum::text FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary), false)," +
 			" a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''" +
