@@ -2,6 +2,7 @@ package testsql
 
 import (
 	"context"
+	"crypto/rand"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 )
 
 // TenFields returns a record of ten fields with so many bytes altogether.
@@ -70,5 +72,30 @@ func Bench(b *testing.B, s driver.Store) {
 				}
 			})
 		}
+	}
+}
+
+// BenchSize reports what a session of 10 fields takes in the table with its indexes, in a store that has no other.
+// Analyze has the database count.
+func BenchSize(b *testing.B, open func(b *testing.B, size int) *sqlstore.Store, analyze func()) {
+	for _, size := range []int{200, 1000, 4000, 64000} {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			s := open(b, size)
+			rec := TenFields(size)
+			n := 0
+			for b.Loop() {
+				var id driver.ID
+				_, _ = rand.Read(id[:]) // never fails
+				MustSave(b, s, id, rec, 0)
+				n++
+			}
+			analyze()
+			st, err := s.Stat(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(rec.EncodedLen()), "bytes/record")
+			b.ReportMetric(float64(st.Bytes)/float64(n), "bytes/session")
+		})
 	}
 }

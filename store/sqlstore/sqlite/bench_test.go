@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 )
 
 // BenchmarkStore measures calls; see testsql.Bench.
@@ -14,4 +15,12 @@ func BenchmarkStore(b *testing.B) {
 			testsql.Bench(b, mustOpen(b, "sqlite:"+filepath.Join(b.TempDir(), "sessions.db")+"?sweep=never&sync="+sync))
 		})
 	}
+}
+
+// BenchmarkSize reports what a session takes; see testsql.BenchSize.
+func BenchmarkSize(b *testing.B) {
+	open := func(b *testing.B, size int) *sqlstore.Store {
+		return mustOpen(b, "sqlite:"+filepath.Join(b.TempDir(), "sessions.db")+"?sweep=never")
+	}
+	testsql.BenchSize(b, open, func() {})
 }

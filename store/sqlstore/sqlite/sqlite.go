@@ -58,7 +58,7 @@ func parse(raw string) (*config, error) {
 	case path == "":
 		return nil, errors.New("the URL names no file; " + wantURL)
 	case strings.HasPrefix(path, ":memory:"):
-		return nil, errors.New("a database in memory is shared by nobody; use the store memory:")
+		return nil, errors.New("a database in memory is shared by nobody; the store memory: does the same")
 	}
 	query, err := url.ParseQuery(options)
 	if err != nil {

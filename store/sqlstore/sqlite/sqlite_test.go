@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	_ "modernc.org/sqlite" // the administrator's connection
 
 	"github.com/holdfast-sessions/holdfast/driver"
@@ -188,44 +187,6 @@ func TestWriterHolds(t *testing.T) {
 	testsql.WantStored(t, s, testsql.ID(1), next)
 }
 
-// TestDiskFull fills the file system: writes say ErrUnavailable that names the disk, reads and, once there is room again,
-// writes work, and nothing that was acknowledged is lost.
-func TestDiskFull(t *testing.T) {
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m,mode=700"); err != nil {
-		t.Skipf("NOT RUN: mounting a tmpfs needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	s, err := sqlite.Open(t.Context(), "sqlite:"+filepath.Join(dir, "sessions.db")+"?sweep=never")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close() // before the unmount
-	rec := testsql.TenFields(20_000)
-	n := 0
-	for ; n < 1000 && err == nil; n++ {
-		err = s.Save(t.Context(), testsql.ID(n), rec, 0)
-	}
-	if !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "disk is full") {
-		t.Fatalf("Save number %d = %v, want ErrUnavailable that says that the disk is full", n, err)
-	}
-	n--
-	for i := range n {
-		testsql.WantStored(t, s, testsql.ID(i), rec)
-	}
-	if _, err := s.Load(t.Context(), testsql.ID(n)); !errors.Is(err, driver.ErrNotFound) {
-		t.Errorf("Load of what was refused = %v, want ErrNotFound", err)
-	}
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	testsql.MustSave(t, s, testsql.ID(n), rec, 0)
-}
-
 func TestURLAndFile(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
@@ -302,32 +263,4 @@ func TestURLAndFile(t *testing.T) {
 	if _, err := os.Stat(path("relative.db")); err != nil {
 		t.Error(err)
 	}
-}
-
-// TestReadOnly is a database that somebody else owns.
-func TestReadOnly(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sessions.db")
-	s := mustOpen(t, "sqlite:"+path+"?sweep=never&max_conns=1")
-	rec := testsql.Record("ada")
-	testsql.MustSave(t, s, testsql.ID(1), rec, 0)
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := unix.Mount(filepath.Dir(path), dir, "", unix.MS_BIND, ""); err != nil {
-		t.Skipf("NOT RUN: a bind mount needs root: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
-		t.Fatal(err)
-	}
-	_, err := sqlite.Open(t.Context(), "sqlite:"+filepath.Join(dir, "sessions.db"))
-	if err == nil || errors.Is(err, driver.ErrNotFound) {
-		t.Errorf("Open = %v, want an error", err)
-	}
-	t.Logf("Open on a read-only file system: %v", err)
 }
