@@ -163,7 +163,8 @@ func touched(res sql.Result) (sqlstore.Touched, error) {
 // order. Removing them by the index would lock the index before the row, and a request that writes an expired row
 // locks them the other way round: a deadlock.
 func sweepBatch(ctx context.Context, db *sql.DB, table string, sweep, now int64, limit int) (removed int, more bool, err error) {
-	rows, err := db.QueryContext(ctx, "SELECT id FROM "+table+" WHERE sweep <= ? AND expires <= ? ORDER BY sweep LIMIT ?", sweep, now, limit)
+	// Numbers and hexadecimal digits are written out: prepared, the statements would be so for this one use.
+	rows, err := db.QueryContext(ctx, fmt.Sprintf("SELECT id FROM %s WHERE sweep <= %d AND expires <= %d ORDER BY sweep LIMIT %d", table, sweep, now, limit))
 	if err != nil {
 		return 0, false, err
 	}
@@ -183,7 +184,6 @@ func sweepBatch(ctx context.Context, db *sql.DB, table string, sweep, now int64,
 	if err := rows.Err(); err != nil || found == 0 {
 		return 0, false, err
 	}
-	// Numbers and hexadecimal digits, written out: as a prepared statement it would be prepared for this one use.
 	res, err := db.ExecContext(ctx, fmt.Sprintf("DELETE t FROM %s t FORCE INDEX (PRIMARY) WHERE t.id IN (%s) AND t.sweep <= %d AND t.expires <= %d",
 		table, list.String(), sweep, now))
 	if err != nil {

@@ -34,7 +34,7 @@ func (c *config) dialect() sqlstore.Dialect {
 			" WHERE id = {id} AND revision = {prev} AND expires > {now}",
 		Sweep:    "DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE sweep <= {sweep} AND expires <= {now} ORDER BY sweep LIMIT {limit})",
 		Clock:    "unixepoch() * 1000",
-		Size:     "SELECT page_count * page_size + COALESCE({name}, 0) * 0 FROM pragma_page_count, pragma_page_size",
+		Size:     "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
 		SizeNote: "those of the whole file, without its log; removed rows leave free pages, which are used again",
 
 		Schema: []string{
