@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/postgres"
+	"github.com/holdfast-sessions/holdfast/storetest"
 )
 
 func mustAdmin(t testing.TB, srv *testserver.Server) *sql.DB {
@@ -163,5 +164,31 @@ func TestUnlogged(t *testing.T) {
 	}
 	if d := mustOpen(t, address(srv)+"?table=logged").Describe(); strings.Contains(d.Durable, "UNLOGGED") {
 		t.Errorf("Describe = %+v", d)
+	}
+}
+
+// TestPgBouncer is PgBouncer in transaction mode, of a version that knows no prepared statements: with prepare=false
+// everything works, and without it the error says so.
+func TestPgBouncer(t *testing.T) {
+	srv := testserver.Postgres(t)
+	bouncer := testserver.PgBouncer(t, srv)
+	url := strings.Replace(address(srv), srv.Addr, bouncer.Addr, 1)
+	open := func(t testing.TB) driver.Store { return mustOpen(t, url+"?prepare=false&sweep=1s") }
+	storetest.Run(t, open)
+
+	var err error
+	for range 100 { // until a statement meets another connection to the server
+		var s *sqlstore.Store
+		if s, err = postgres.Open(t.Context(), url); err != nil {
+			break
+		}
+		_, err = s.Load(t.Context(), testsql.ID(1))
+		_ = s.Close() // always nil
+		if !errors.Is(err, driver.ErrNotFound) {
+			break
+		}
+	}
+	if err == nil || !strings.Contains(err.Error(), "prepare=false") {
+		t.Errorf("without prepare=false: %v, want an error that names it", err)
 	}
 }

@@ -24,3 +24,12 @@ func OpenWith(ctx context.Context, url string, wrap func(driver.Connector) drive
 	}
 	return sqlstore.Open(ctx, c.dialect(), wrap(connector), c.settings(nil))
 }
+
+// Parse returns the file and the table that a URL names, and what the client library is given.
+func Parse(url string) (path, table, dsn string, err error) {
+	c, err := parse(url)
+	if err != nil {
+		return "", "", "", err
+	}
+	return c.path, c.Name, c.dsn(), nil
+}
