@@ -124,15 +124,18 @@ func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn,
 }
 
 // leave makes sure that no connection that exists now is used for another call, and reports whether to look for a better
-// one: a single host that is read-only is asked once a second whether it still is.
+// one: a single host that is read-only is asked once a second whether it still is. Calls that find out together leave
+// once, and not each what the others have found since.
 func (h *Hosts) leave() bool {
 	now := time.Now().UnixNano()
-	last := h.left.Load()
-	if len(h.hosts) == 1 && now-last < int64(time.Second) {
+	ago := time.Duration(now - h.left.Load())
+	switch {
+	case len(h.hosts) == 1 && ago < time.Second:
 		return false
+	case ago >= 100*time.Millisecond:
+		h.left.Store(now)
+		h.generation.Add(1)
 	}
-	h.left.Store(now)
-	h.generation.Add(1)
 	return true
 }
 

@@ -180,7 +180,14 @@ func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 	if err != nil {
 		return err
 	}
-	return s.affected(res, driver.ErrConflict)
+	n, err := res.RowsAffected()
+	if err != nil {
+		return driver.Unavailable(err)
+	}
+	if n == 0 {
+		return driver.ErrConflict
+	}
+	return nil
 }
 
 // Touch gives the stored record next's Seen, Expires and Revision if its revision is prev. It sends no fields.
@@ -227,18 +234,6 @@ func (s *Store) touched(ctx context.Context, res sql.Result, a *args) (Touched, 
 func (s *Store) Delete(ctx context.Context, id driver.ID) error {
 	_, err := s.exec(ctx, s.remove, &args{argID: id[:]})
 	return err
-}
-
-// affected returns none if a statement changed no row.
-func (s *Store) affected(res sql.Result, none error) error {
-	n, err := res.RowsAffected()
-	if err != nil {
-		return driver.Unavailable(err)
-	}
-	if n == 0 {
-		return none
-	}
-	return nil
 }
 
 // Describe says what the database said of the table when the store was opened.

@@ -136,7 +136,7 @@ func TestOneStatement(t *testing.T) {
 
 func TestShared(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sessions.db")
-	mustOpen(t, "sqlite:"+path)
+	mustOpen(t, "sqlite:"+path+"?sweep=never")
 	db := testsql.Database{
 		Open: func(t testing.TB, options string) *sqlstore.Store {
 			t.Helper()
