@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -261,4 +262,21 @@ func literal(db Database, b []byte) string {
 		return fmt.Sprintf(`'\x%x'::bytea`, b)
 	}
 	return fmt.Sprintf("x'%x'", b)
+}
+
+// Page proves that the page of a store has the schema as it is printed, and the rights.
+func Page(t *testing.T, page, schema string) {
+	t.Helper()
+	b, err := os.ReadFile("../../../docs/stores/" + page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oneLine := func(s string) string { return strings.Join(strings.Fields(s), " ") }
+	text := oneLine(string(b))
+	for statement := range strings.SplitSeq(strings.ReplaceAll(schema, "\n-- ", "\n"), ";\n") {
+		statement = oneLine(strings.ReplaceAll(statement, "What the user of the application needs:", ""))
+		if !strings.Contains(text, statement) {
+			t.Errorf("docs/stores/%s has not: %s", page, statement)
+		}
+	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -215,4 +217,48 @@ func TestReadOnly(t *testing.T) {
 		}
 		return err == nil
 	})
+}
+
+// TestGaleraNode is a cluster of one node: sessions wait for what is committed elsewhere, and a node that takes no queries
+// (error 1047, also said by one that has lost the cluster) is left for the next host.
+func TestGaleraNode(t *testing.T) {
+	const provider = "/usr/lib/galera/libgalera_smm.so"
+	if _, err := os.Stat(provider); err != nil {
+		t.Skip("NOT RUN: TestGaleraNode needs " + provider + " (Debian: apt-get install galera-4)")
+	}
+	_, port, err := net.SplitHostPort(mustFreeAddr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := testserver.MariaDB(t, testserver.MariaDBOptions{Config: []string{
+		"wsrep-on = ON", "wsrep-provider = " + provider, "wsrep-cluster-address = gcomm://", "wsrep-new-cluster", "binlog-format = ROW",
+		"wsrep-node-address = 127.0.0.1", "wsrep-provider-options = base_host=127.0.0.1;gmcast.listen_addr=tcp://127.0.0.1:" + port,
+	}})
+	other := testserver.MariaDB(t)
+	admin := mustAdmin(t, node)
+	testsql.MustExec(t, admin, "SET GLOBAL general_log = 1")
+	testsql.MustExec(t, admin, "SET GLOBAL log_output = 'TABLE'")
+	mustOpen(t, address(other))
+	s := mustOpen(t, strings.Replace(address(node), node.Addr, node.Addr+","+other.Addr, 1)+"?sweep=never")
+	alone := mustOpen(t, address(node)+"?sweep=never")
+	for _, c := range testsql.Calls(s) {
+		if err := c.Do(t.Context()); !errors.Is(err, c.Want) {
+			t.Errorf("%s: %v, want %v", c.Name, err, c.Want)
+		}
+	}
+	if n := testsql.MustInt(t, admin, "SELECT COUNT(*) FROM mysql.general_log WHERE argument LIKE 'SET SESSION %wsrep_sync_wait = 1'"); n == 0 {
+		t.Error("sessions do not set wsrep_sync_wait")
+	}
+	rec := testsql.Record("ada")
+	testsql.MustSave(t, s, testsql.ID(1), rec, 0)
+	testsql.MustExec(t, admin, "SET GLOBAL wsrep_reject_queries = ALL")
+	if _, err := s.Load(t.Context(), testsql.ID(1)); !errors.Is(err, driver.ErrNotFound) {
+		t.Errorf("Load = %v, want the answer of the other host", err)
+	}
+	testsql.MustSave(t, s, testsql.ID(2), rec, 0)
+	if _, err := alone.Load(t.Context(), testsql.ID(1)); !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "Galera") {
+		t.Errorf("alone: Load = %v, want ErrUnavailable that names Galera", err)
+	}
+	testsql.MustExec(t, admin, "SET GLOBAL wsrep_reject_queries = NONE")
+	testsql.WantStored(t, alone, testsql.ID(1), rec)
 }

@@ -167,7 +167,7 @@ func (c *config) connect(ctx context.Context, dial sqlstore.Dial, addr string) (
 // ready asks the server what it is and sets up the session. A server that is read-only is so for this session too,
 // also if the user may write to it all the same: a write there would be lost, or break the replication.
 func ready(ctx context.Context, conn driver.Conn) (writable bool, err error) {
-	settings, err := variables(ctx, conn, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'innodb_read_only', 'wsrep_on')")
+	settings, err := variables(ctx, conn, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('read_only', 'innodb_read_only', 'wsrep_on', 'wsrep_reject_queries')")
 	if err != nil {
 		return false, err
 	}
@@ -177,7 +177,7 @@ func ready(ctx context.Context, conn driver.Conn) (writable bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if status["wsrep_ready"] != "ON" {
+		if reject := settings["wsrep_reject_queries"]; status["wsrep_ready"] != "ON" || reject != "" && reject != "NONE" {
 			return false, &mysql.MySQLError{Number: errNotReady, Message: "WSREP has not yet prepared node for application use"}
 		}
 		// A read waits until the node has applied what was committed before it anywhere in the cluster.

@@ -183,3 +183,11 @@ func TestRights(t *testing.T) {
 	}
 	mustOpen(t, "mariadb://app@"+srv.Addr+"/holdfast?table=printed&password_file="+file)
 }
+
+func TestPage(t *testing.T) {
+	schema, err := mysql.Schema("mysql://app@h/shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testsql.Page(t, "mysql.md", schema)
+}

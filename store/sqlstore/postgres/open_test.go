@@ -176,3 +176,11 @@ func TestRights(t *testing.T) {
 	}
 	mustOpen(t, "postgresql://o%27app@"+srv.Addr+"/holdfast?table=printed&password_file="+file)
 }
+
+func TestPage(t *testing.T) {
+	schema, err := postgres.Schema("postgres://app@h/shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testsql.Page(t, "postgres.md", schema)
+}

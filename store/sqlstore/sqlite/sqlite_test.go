@@ -264,3 +264,11 @@ func TestURLAndFile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestPage(t *testing.T) {
+	schema, err := sqlite.Schema("sqlite:x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testsql.Page(t, "sqlite.md", schema)
+}
