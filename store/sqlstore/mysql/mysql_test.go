@@ -50,7 +50,7 @@ func database(t testing.TB, srv *testserver.Server, options string) testsql.Data
 		},
 		Admin: admin,
 		Fill: "INSERT INTO " + testsql.Table + " (id, revision, seen, expires, sweep, data)" +
-			" SELECT UNHEX(SHA2(CONCAT(RAND(), seq), 256)), seq, 0, %[2]d, %[3]d, REPEAT('x', 500) FROM seq_1_to_%[1]d",
+			" SELECT RANDOM_BYTES(32), seq, 0, %[2]d, %[3]d, REPEAT('x', 500) FROM seq_1_to_%[1]d",
 		Deadlocks: func(t testing.TB) int64 { return status(t, admin, "INNODB_DEADLOCKS") },
 		LockWaits: func(t testing.TB) int64 { return status(t, admin, "INNODB_ROW_LOCK_WAITS") },
 		Deletes: func(t testing.TB) (statements, rows int64) {
