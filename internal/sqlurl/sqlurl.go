@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -208,7 +209,7 @@ func (c *Config) Password() (string, error) {
 
 // Shown returns the URL as a command line in an error message has it: without the password.
 func Shown(u storeurl.URL) string {
-	s := u.Scheme + "://" + u.User + "@" + strings.Join(u.Hosts, ",") + u.Path
+	s := u.Scheme + "://" + url.User(u.User).String() + "@" + strings.Join(u.Hosts, ",") + (&url.URL{Path: u.Path}).EscapedPath()
 	query := maps.Clone(u.Query)
 	query.Del("password_file")
 	if len(query) > 0 {

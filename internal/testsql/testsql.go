@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -279,4 +280,25 @@ func Page(t *testing.T, page, schema string) {
 			t.Errorf("docs/stores/%s has not: %s", page, statement)
 		}
 	}
+}
+
+// Parallel makes calls at once that each have their own records, so that statements meet every connection.
+func Parallel(t *testing.T, s *sqlstore.Store) {
+	var wg sync.WaitGroup
+	for g := range 16 {
+		wg.Go(func() {
+			for i := range 50 {
+				id, rec := ID(1000*g+i), Record(fmt.Sprint("user", g), "i", fmt.Sprint(i))
+				next := After(rec, Set("i", "again"))
+				if err := errors.Join(s.Save(t.Context(), id, rec, 0), s.Save(t.Context(), id, next, rec.Revision)); err != nil {
+					t.Errorf("Save = %v", err)
+				}
+				WantStored(t, s, id, next)
+				if err := errors.Join(s.Touch(t.Context(), id, After(next), next.Revision), s.Delete(t.Context(), id)); err != nil {
+					t.Errorf("Touch or Delete = %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

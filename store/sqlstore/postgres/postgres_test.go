@@ -174,7 +174,14 @@ func TestPgBouncer(t *testing.T) {
 	bouncer := testserver.PgBouncer(t, srv)
 	url := strings.Replace(address(srv), srv.Addr, bouncer.Addr, 1)
 	open := func(t testing.TB) driver.Store { return mustOpen(t, url+"?prepare=false&sweep=1s") }
-	storetest.Run(t, open)
+	db := testsql.Database{Admin: mustAdmin(t, srv), Open: func(t testing.TB, _ string) *sqlstore.Store { return open(t).(*sqlstore.Store) }}
+	t.Run("quotes", func(t *testing.T) { testsql.Quotes(t, db) })
+	t.Run("foreign bytes", func(t *testing.T) { testsql.Foreign(t, db) })
+	s := mustOpen(t, url+"?prepare=false&sweep=never&max_conns=16")
+	t.Run("parallel", func(t *testing.T) { testsql.Parallel(t, s) })
+	if testserver.Scale(0, 1) == 1 {
+		storetest.Run(t, open)
+	}
 
 	var err error
 	for range 100 { // until a statement meets another connection to the server
