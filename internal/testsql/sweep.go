@@ -101,7 +101,7 @@ func Elected(t *testing.T, db Database) {
 // CleanUp removes many expired rows while requests run: no request fails, nothing deadlocks, no statement removes more than
 // 1,000 rows. Latencies are reported, beside those of a quiet time.
 func CleanUp(t *testing.T, db Database) {
-	n := testserver.Scale(20_000, 1_000_000)
+	n := testserver.Scale(max(db.Usual, 5000), 1_000_000)
 	s := db.Open(t, "&sweep=never")
 	const live = 500
 	for i := range live {

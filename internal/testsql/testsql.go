@@ -29,6 +29,8 @@ type Database struct {
 	Admin *sql.DB
 	// Fill is a statement that adds %[1]d rows that expire at %[2]d and have sweep %[3]d.
 	Fill string
+	// Usual is how many rows CleanUp removes if not told to soak. 0: 5,000.
+	Usual int
 	// Deadlocks and LockWaits return the server's counters. They may be nil.
 	Deadlocks, LockWaits func(t testing.TB) int64
 	// Deletes returns how many statements removed rows of Table and how many rows they removed, as the server counts. It may

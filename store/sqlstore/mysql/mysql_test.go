@@ -49,6 +49,7 @@ func database(t testing.TB, srv *testserver.Server, options string) testsql.Data
 			return mustOpen(t, address(srv)+"?max_conns=16"+options+more)
 		},
 		Admin: admin,
+		Usual: 20_000,
 		Fill: "INSERT INTO " + testsql.Table + " (id, revision, seen, expires, sweep, data)" +
 			" SELECT RANDOM_BYTES(32), seq, 0, %[2]d, %[3]d, REPEAT('x', 500) FROM seq_1_to_%[1]d",
 		Deadlocks: func(t testing.TB) int64 { return status(t, admin, "INNODB_DEADLOCKS") },

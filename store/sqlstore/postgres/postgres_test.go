@@ -44,6 +44,7 @@ func database(t testing.TB, srv *testserver.Server, admin *sql.DB, options strin
 			return mustOpen(t, address(srv)+"?max_conns=16"+options+more)
 		},
 		Admin: admin,
+		Usual: 20_000,
 		Fill: "INSERT INTO " + testsql.Table + " (id, revision, seen, expires, sweep, data)" +
 			" SELECT sha256((random()::text || g)::bytea), g, 0, %[2]d, %[3]d, decode(repeat('78', 500), 'hex') FROM generate_series(1, %[1]d) g",
 		Deadlocks: func(t testing.TB) int64 {

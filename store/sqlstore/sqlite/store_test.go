@@ -8,6 +8,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testsql"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/sqlite"
 	"github.com/holdfast-sessions/holdfast/storetest"
@@ -23,7 +24,12 @@ func TestStore(t *testing.T) {
 	if _, err := mustOpen(t, "sqlite:"+path).Load(t.Context(), driver.ID{}); !errors.Is(err, driver.ErrNotFound) {
 		t.Fatal(err)
 	}
-	storetest.Run(t, open, storetest.Options{
+	admin := mustAdmin(t, path)
+	storetest.Run(t, func(t testing.TB) driver.Store {
+		// Each case lists what the ones before it have left.
+		testsql.MustExec(t, admin, "DELETE FROM "+testsql.Table)
+		return open(t)
+	}, storetest.Options{
 		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
 		Reopen: func(t testing.TB, s driver.Store) driver.Store {
 			if err := s.Close(); err != nil {
