@@ -3,6 +3,7 @@ package mysql_test
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -109,7 +110,9 @@ func TestOneStatement(t *testing.T) {
 }
 
 func TestShared(t *testing.T) {
-	srv := testserver.MariaDB(t)
+	// A million rows are to be removed from memory, as on a server that is made for them.
+	pool := fmt.Sprintf("innodb-buffer-pool-size = %dM", testserver.Scale(64, 1500))
+	srv := testserver.MariaDB(t, testserver.MariaDBOptions{Config: []string{pool, fmt.Sprintf("innodb-log-file-size = %dM", testserver.Scale(8, 512))}})
 	db := database(t, srv, "")
 	text := database(t, srv, "&prepare=false")
 	t.Run("quotes", func(t *testing.T) { testsql.Quotes(t, db) })
