@@ -12,18 +12,23 @@ import (
 	"strings"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/storeurl"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 	"github.com/holdfast-sessions/holdfast/store/redisstore"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/postgres"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/sqlite"
 )
 
 // ErrURL says that an address is not one of a store that Open knows: nothing was opened, nor could be.
 var ErrURL = errors.New("not the URL of a store")
 
-const known = "memory:, file:/directory, redis://host:port or rediss://host:port"
+const known = "memory:, file:/directory, redis://host:port, rediss://host:port, mysql://user@host/database, " +
+	"postgres://user@host/database or sqlite:/file"
 
-// Open opens the store that rawURL names: memory:, file:/directory, redis://… or rediss://…. What follows the scheme
-// is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
+// Open opens the store that rawURL names: memory:, file:/directory, redis://…, rediss://…, mysql://… (or mariadb://…),
+// postgres://… (or postgresql://…) or sqlite:/file. What follows the scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
 func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 	switch scheme := schemeOf(rawURL); scheme {
 	case "memory":
@@ -35,11 +40,64 @@ func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 		return filestore.OpenURL(ctx, rawURL)
 	case "redis", "rediss":
 		return redisstore.Open(ctx, rawURL)
-	case "":
-		return nil, fmt.Errorf("%w: it has no scheme (want %s)", ErrURL, known)
+	case "mysql", "mariadb":
+		return mysql.Open(ctx, rawURL)
+	case "postgres", "postgresql":
+		return postgres.Open(ctx, rawURL)
+	case "sqlite":
+		return sqlite.Open(ctx, rawURL)
 	default:
-		return nil, fmt.Errorf("%w: scheme %q unknown (want %s)", ErrURL, scheme, known)
+		return nil, unknown(scheme)
 	}
+}
+
+func unknown(scheme string) error {
+	if scheme == "" {
+		return fmt.Errorf("%w: it has no scheme (want %s)", ErrURL, known)
+	}
+	return fmt.Errorf("%w: scheme %q unknown (want %s)", ErrURL, scheme, known)
+}
+
+// ErrNoSchema says that a store keeps its records in no table that would have to be made.
+var ErrNoSchema = errors.New("this store needs no schema; it is ready to be opened")
+
+// Schema returns the statements that make the tables of the store that rawURL names, for somebody who may run them, and
+// the rights that the user in rawURL needs. It connects to nothing. The error matches ErrNoSchema if the store is not in a
+// database.
+func Schema(rawURL string) (string, error) {
+	switch scheme := schemeOf(rawURL); scheme {
+	case "mysql", "mariadb":
+		return mysql.Schema(rawURL)
+	case "postgres", "postgresql":
+		return postgres.Schema(rawURL)
+	case "sqlite":
+		return sqlite.Schema(rawURL)
+	default:
+		return "", noSchema(scheme)
+	}
+}
+
+// Migrate runs the statements that Schema returns: it makes what is missing, and checks what is there. The error matches
+// ErrNoSchema if the store is not in a database.
+func Migrate(ctx context.Context, rawURL string) error {
+	switch scheme := schemeOf(rawURL); scheme {
+	case "mysql", "mariadb":
+		return mysql.Migrate(ctx, rawURL)
+	case "postgres", "postgresql":
+		return postgres.Migrate(ctx, rawURL)
+	case "sqlite":
+		return sqlite.Migrate(ctx, rawURL)
+	default:
+		return noSchema(scheme)
+	}
+}
+
+func noSchema(scheme string) error {
+	switch scheme {
+	case "memory", "file", "redis", "rediss":
+		return fmt.Errorf("%s: %w", scheme, ErrNoSchema)
+	}
+	return unknown(scheme)
 }
 
 // schemeOf returns what stands before the colon, in lower case, or "" if that cannot be a scheme. It does not need
@@ -60,15 +118,15 @@ func schemeOf(rawURL string) string {
 // Name returns the URL of a store as it may be shown: without user, password and options.
 func Name(rawURL string) string {
 	scheme := schemeOf(rawURL)
-	u, err := url.Parse(rawURL)
-	switch {
-	case scheme == "" || err != nil:
-		return scheme + ":…"
-	case scheme == "file":
+	if scheme == "file" || scheme == "sqlite" {
 		path, _, _ := strings.Cut(rawURL, "?")
 		return path
-	case u.Opaque != "":
-		return scheme + ":…"
 	}
-	return (&url.URL{Scheme: scheme, Host: u.Host, Path: u.Path, OmitHost: true}).String()
+	if u, err := storeurl.Parse(rawURL); scheme != "" && err == nil {
+		return scheme + "://" + strings.Join(u.Hosts, ",") + (&url.URL{Path: u.Path}).EscapedPath()
+	}
+	if strings.EqualFold(rawURL, scheme+":") && scheme != "" {
+		return scheme + ":"
+	}
+	return scheme + ":…"
 }

@@ -18,6 +18,11 @@ func TestOpen(t *testing.T) {
 		"memory": "memory:",
 		"file":   "file:" + dir,
 		"redis":  "REDIS://" + testserver.Redis(t).Addr + "?prefix=test:",
+		"sqlite": "sqlite:" + filepath.Join(t.TempDir(), "sessions.db"),
+		"mysql": "mysql://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + testserver.MariaDB(t).Addr +
+			"/" + testserver.Database,
+		"postgres": "postgresql://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + testserver.Postgres(t).Addr +
+			"/" + testserver.Database,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := store.Open(t.Context(), rawURL)
@@ -42,7 +47,7 @@ func TestOpenRefuses(t *testing.T) {
 		want    string
 		unknown bool // ErrURL
 	}{
-		{"", "it has no scheme (want memory:, file:/directory, redis://host:port or rediss://host:port)", true},
+		{"", "it has no scheme (want memory:, file:/directory, redis://host:port, rediss://host:port, mysql://", true},
 		{secret, "no scheme", true},
 		{":" + secret + "@host", "no scheme", true},
 		{"/var/lib/sessions", "no scheme", true},
@@ -53,6 +58,13 @@ func TestOpenRefuses(t *testing.T) {
 		{"redis://ada:" + secret + "@", "no host", false},
 		{"redis://:" + secret + "#@host", "", false},
 		{"file:", "no directory", false},
+		{"mysql:" + secret, "want mysql://", false},
+		{"mysql://ada:" + secret + "@host", "no database", false},
+		{"mariadb://ada:" + secret + "/x@host/db", "%40", false},
+		{"postgres://ada:" + secret + "@/db", "no host", false},
+		{"postgresql://ada:" + secret + "@h1,h1/db", "given twice", false},
+		{"sqlite:", "no file", false},
+		{"sqlite://" + secret + "/file", "names a host", false},
 	}
 	for _, test := range tests {
 		s, err := store.Open(t.Context(), test.url)
@@ -76,17 +88,49 @@ func TestName(t *testing.T) {
 		"file:sessions":             "file:sessions",
 		"file:/var/lib/s?sync=data": "file:/var/lib/s",
 		"file:///var/lib/s":         "file:///var/lib/s",
-		"redis://ada:hunter2@db:6379/1?prefix=p:": "redis://db:6379/1",
-		"rediss://:hunter2@[::1]:6379":            "rediss://[::1]:6379",
-		"REDIS://db":                              "redis://db",
-		"redis:hunter2":                           "redis:…",
-		"redis://ada:hunter2%@db":                 "redis:…",
-		"redis://ada:hunter2#@db":                 "redis:…",
-		"hunter2":                                 ":…",
+		"redis://ada:hunter2@db:6379/1?prefix=p:":           "redis://db:6379/1",
+		"rediss://:hunter2@[::1]:6379":                      "rediss://[::1]:6379",
+		"REDIS://db":                                        "redis://db",
+		"mysql://ada:hunter2@h1,h2:3307,[::1]:1/db?table=t": "mysql://h1,h2:3307,[::1]:1/db",
+		"postgres://ada:hunter2@h1:1,h2:2/db":               "postgres://h1:1,h2:2/db",
+		"sqlite:/var/lib/s.db?sync=full":                    "sqlite:/var/lib/s.db",
+		"redis:hunter2":                                     "redis:…",
+		"redis://ada:hunter2%@db":                           "redis:…",
+		"redis://ada:hunter2#@db":                           "redis:…",
+		"hunter2":                                           ":…",
 		(&url.URL{Scheme: "redis", User: url.UserPassword("a", "p@/?#"), Host: "db"}).String(): "redis://db",
 	} {
 		if got := store.Name(rawURL); got != want {
 			t.Errorf("Name(%q) = %q, want %q", rawURL, got, want)
 		}
+	}
+}
+
+func TestSchema(t *testing.T) {
+	for rawURL, want := range map[string]string{
+		"mysql://app:hunter2@h1,h2/shop":         "GRANT SELECT, INSERT, UPDATE, DELETE ON shop.holdfast_sessions TO app;",
+		"mariadb://app@h/shop?engine=memory":     "ENGINE=MEMORY;",
+		"postgres://app:hunter2@h/shop?table=s1": "CREATE INDEX IF NOT EXISTS s1_sweep ON s1 (sweep);",
+		"sqlite:/var/lib/s.db":                   "CREATE TABLE IF NOT EXISTS holdfast_sessions_meta (",
+	} {
+		got, err := store.Schema(rawURL)
+		if err != nil || !strings.Contains(got, want) || strings.Contains(got, "hunter2") {
+			t.Errorf("Schema(%q) = %v, %q, want it to have %q", rawURL, err, got, want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "sessions.db")
+	for range 2 {
+		if err := store.Migrate(t.Context(), "sqlite:"+path); err != nil {
+			t.Errorf("Migrate = %v", err)
+		}
+	}
+	for _, rawURL := range []string{"memory:", "file:/x", "redis://h", "rediss://h"} {
+		_, err := store.Schema(rawURL)
+		if migrateErr := store.Migrate(t.Context(), rawURL); !errors.Is(err, store.ErrNoSchema) || !errors.Is(migrateErr, store.ErrNoSchema) {
+			t.Errorf("Schema(%q) = %v, Migrate = %v, want ErrNoSchema", rawURL, err, migrateErr)
+		}
+	}
+	if _, err := store.Schema("mongodb://h"); !errors.Is(err, store.ErrURL) {
+		t.Errorf("Schema of an unknown store = %v, want ErrURL", err)
 	}
 }

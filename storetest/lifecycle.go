@@ -237,7 +237,7 @@ func reopenKeeps(ctx context.Context, t *T) {
 	var deleted, expired []driver.ID
 	for i := range 50 {
 		id := t.newID()
-		rec := t.create(ctx, id, newRecord(longTTL, "n", fmt.Sprint(i), "fill", filler(i*100)))
+		rec := t.create(ctx, id, newRecord(longTTL, "n", fmt.Sprint(i), "fill", filler(min(i*100, t.largest()/2))))
 		changes := sets("changed", fmt.Sprint(i))
 		next := after(rec, changes...)
 		next.Tag = rec.Tag

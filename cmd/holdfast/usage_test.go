@@ -64,7 +64,7 @@ func TestBadInput(t *testing.T) {
 		{"demo: argument", []string{"demo", "redis://ada:" + secret + "@db/1"}, nil, 2, `unexpected argument`},
 
 		{"check: no URL", []string{"store", "check"}, nil, 2, `expected "<url>"`},
-		{"check: unknown scheme", []string{"store", "check", "mysql://ada:" + secret + "@db/1"}, nil, 2, `scheme "mysql" unknown`},
+		{"check: unknown scheme", []string{"store", "check", "mongodb://ada:" + secret + "@db/1"}, nil, 2, `scheme "mongodb" unknown`},
 		{"check: format", []string{"store", "check", "memory:", "-o", "xml"}, nil, 2, `--output must be one of "text","json"`},
 		{"check: memory with a path", []string{"store", "check", "memory:x"}, nil, 2, `memory: takes nothing`},
 		{"unreachable", []string{"store", "check", "redis://ada:" + secret + "@" + nobody}, nil, 1, `connection refused; is redis-server running`},

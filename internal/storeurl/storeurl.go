@@ -79,7 +79,7 @@ func (u URL) Addrs(defaultPort string) ([]string, error) {
 			return nil, fmt.Errorf("the URL names no host: number %d is empty", i+1)
 		}
 		one, err := url.Parse("store://" + h)
-		if err != nil || one.Host != h || h[0] != '[' && strings.Count(h, ":") > 1 {
+		if err != nil || one.Host != h || strings.ContainsAny(one.Hostname(), "[]") || h[0] != '[' && strings.Count(h, ":") > 1 {
 			return nil, fmt.Errorf("host %d of the URL is malformed; want a name or an address, and :port; IPv6 in []", i+1)
 		}
 		host, port := one.Hostname(), one.Port()

@@ -87,6 +87,7 @@ func TestAddrs(t *testing.T) {
 		"x://a:1:s3cret":  "host 1",
 		"x://a:1,b,a:1":   "given twice",
 		"x://a b":         "host 1",
+		"x://]":           "host 1",
 		"x://u:p@a,s3@b":  "host 1", // the user ends at the last @
 		"x://a,b:1?x=1:2": "",
 	} {

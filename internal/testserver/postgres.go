@@ -1,11 +1,12 @@
 package testserver
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,8 @@ type PostgresOptions struct {
 	Config []string
 	// Primary makes the server a hot standby of this one, by a base backup.
 	Primary *Server
+	// TLS has the server take TLS only, with certificates of its own.
+	TLS bool
 }
 
 // Postgres starts postgres with an empty database [Database]. If the tests run as root it runs as user postgres, as it
@@ -26,6 +29,10 @@ type PostgresOptions struct {
 func Postgres(t testing.TB, o ...PostgresOptions) *Server {
 	t.Helper()
 	opt := first(o)
+	var certificates *Certificates
+	if opt.TLS {
+		certificates = NewCertificates(t)
+	}
 	return start(t, spec{
 		program: "postgres",
 		debian:  "postgresql",
@@ -41,7 +48,7 @@ func Postgres(t testing.TB, o ...PostgresOptions) *Server {
 			return []string{"-D", filepath.Join(s.Dir, "data")}
 		},
 		ready: postgresReady,
-	}, nil)
+	}, certificates)
 }
 
 // postgresPrepare makes the data directory.
@@ -78,6 +85,17 @@ func postgresPrepare(s *Server, o PostgresOptions) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("create the database: %w\n%s", err, out)
 	}
+	if s.TLS == nil {
+		return nil
+	}
+	s.mustWrite("data/pg_hba.conf", "hostssl all all 127.0.0.1/32 scram-sha-256\n")
+	for name, path := range map[string]string{"ca.pem": s.TLS.CAFile, "cert.pem": s.TLS.CertFile, "key.pem": s.TLS.KeyFile} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		s.mustWrite("data/"+name, string(b)) // its user may not read the originals
+	}
 	return nil
 }
 
@@ -90,6 +108,9 @@ func postgresConfig(s *Server, o PostgresOptions) string {
 		// A killed process loses nothing of this, and the power is not cut.
 		"fsync = off",
 		"max_connections = 100",
+	}
+	if s.TLS != nil {
+		conf = append(conf, "ssl = on", "ssl_ca_file = 'ca.pem'", "ssl_cert_file = 'cert.pem'", "ssl_key_file = 'key.pem'")
 	}
 	return lines(append(conf, o.Config...)...)
 }
@@ -110,12 +131,15 @@ func postgresReady(ctx context.Context, s *Server) error {
 	if _, err := conn.Write(message); err != nil {
 		return err
 	}
-	kind := make([]byte, 1)
-	if _, err := io.ReadFull(conn, kind); err != nil {
+	reply := make([]byte, 256)
+	n, err := conn.Read(reply)
+	if err != nil {
 		return err
 	}
-	if kind[0] != 'R' { // asks for the password
-		return fmt.Errorf("the server answers %q", kind)
+	asksPassword := reply[0] == 'R'
+	wantsTLS := s.TLS != nil && bytes.Contains(reply[:n], []byte("28000")) // no entry in pg_hba.conf
+	if !asksPassword && !wantsTLS {
+		return fmt.Errorf("the server answers %q", reply[:n])
 	}
 	return nil
 }

@@ -1,0 +1,249 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	holdfast "github.com/holdfast-sessions/holdfast/driver"
+)
+
+// Host is one server that a store can use.
+type Host struct {
+	// Name is shown in errors.
+	Name string
+	// Connect makes a connection and readies its session. It reports whether the server takes writes. dial must be
+	// used for every connection to the server; those are closed with the store.
+	Connect func(ctx context.Context, dial Dial) (c driver.Conn, writable bool, err error)
+}
+
+// Dial connects to an address.
+type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// Hosts is a connector that connects to the first of several servers that takes writes. It begins with the one that
+// took them last, so that a server that is down costs time once and not with each connection.
+//
+// Of several hosts, one that is read-only is passed over, for reads too: a replica lags, by hours if nobody looks after
+// it. What it does not have yet looks like a logout, and what it has still, like a session that never ended. A single
+// host is used whatever it is.
+type Hosts struct {
+	hosts   []Host
+	timeout time.Duration
+
+	last atomic.Int32 // the host that was good last
+	// generation is raised when a server turns out to be no longer the one to write to. Connections of an older
+	// generation are not used again.
+	generation atomic.Uint64
+	left       atomic.Int64 // when, in nanoseconds since 1970
+
+	mu sync.Mutex
+
+	// mu guards the fields below.
+	conns  map[*netConn]struct{} // nil once closed
+	closed bool
+}
+
+// NewHosts returns a connector that gives each host so long to answer.
+func NewHosts(timeout time.Duration, hosts ...Host) *Hosts {
+	return &Hosts{hosts: hosts, timeout: timeout, conns: make(map[*netConn]struct{})}
+}
+
+// Len returns the number of hosts.
+func (h *Hosts) Len() int { return len(h.hosts) }
+
+// Driver is part of database/sql's interface.
+func (h *Hosts) Driver() driver.Driver { return noDriver{} }
+
+type noDriver struct{}
+
+func (noDriver) Open(string) (driver.Conn, error) {
+	return nil, errors.New("sqlstore: use the connector")
+}
+
+// Connect connects to the first host that takes writes.
+func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
+	generation := h.generation.Load()
+	first := int(h.last.Load())
+	failed := &noHostError{}
+	for i := range h.hosts {
+		n := (first + i) % len(h.hosts)
+		host := h.hosts[n]
+		c, writable, err := h.try(ctx, host, len(h.hosts)-i)
+		if err == nil && (writable || len(h.hosts) == 1) {
+			h.last.Store(int32(n))
+			return newConn(c, h, generation), nil
+		}
+		if err == nil {
+			_ = c.Close() // not used
+			err = errReadOnlyHost
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		failed.names, failed.errs = append(failed.names, host.Name), append(failed.errs, err)
+	}
+	if len(failed.errs) == 1 {
+		return nil, failed.errs[0]
+	}
+	return nil, failed
+}
+
+var errReadOnlyHost = errors.New("is read-only")
+
+// noHostError says what is wrong with each of several hosts.
+type noHostError struct {
+	names []string
+	errs  []error
+}
+
+func (e *noHostError) Error() string {
+	return "no host takes writes: " + errors.Join(e.errs...).Error()
+}
+func (e *noHostError) Unwrap() []error { return e.errs }
+
+// try connects to one host. It leaves the remaining hosts their share of the time.
+func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn, bool, error) {
+	timeout := h.timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(deadline)/time.Duration(remaining))
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	c, writable, err := host.Connect(ctx, h.dial)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("no answer within %v: %w", timeout.Round(time.Millisecond), err)
+	}
+	return c, writable, err
+}
+
+// leave makes sure that no connection that exists now is used for another call, and reports whether to look for a better
+// one: a single host that is read-only is asked once a second whether it still is. Calls that find out together leave
+// once, and not each what the others have found since.
+func (h *Hosts) leave() bool {
+	now := time.Now().UnixNano()
+	ago := time.Duration(now - h.left.Load())
+	switch {
+	case len(h.hosts) == 1 && ago < time.Second:
+		return false
+	case ago >= 100*time.Millisecond:
+		h.left.Store(now)
+		h.generation.Add(1)
+	}
+	return true
+}
+
+// close closes every connection, also those that a client library still holds to say goodbye on.
+func (h *Hosts) close() {
+	h.mu.Lock()
+	conns := h.conns
+	h.conns, h.closed = nil, true
+	h.mu.Unlock()
+	for c := range conns {
+		_ = c.Conn.Close() // nothing is expected of it any more
+	}
+}
+
+func (h *Hosts) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	c, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	nc := &netConn{Conn: c, hosts: h}
+	h.mu.Lock()
+	closed := h.closed
+	if !closed {
+		h.conns[nc] = struct{}{}
+	}
+	h.mu.Unlock()
+	if closed {
+		_ = c.Close() // not used
+		return nil, holdfast.ErrClosed
+	}
+	return nc, nil
+}
+
+// netConn is a connection that is in hosts.conns until it is closed.
+type netConn struct {
+	net.Conn
+	hosts *Hosts
+}
+
+// SyscallConn is for the client libraries' checks that the server has not closed the connection.
+func (c *netConn) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return s.SyscallConn()
+}
+
+func (c *netConn) Close() error {
+	c.hosts.mu.Lock()
+	delete(c.hosts.conns, c)
+	c.hosts.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// conn is a connection to a database that is not used again once its server was left.
+type conn struct {
+	fullConn
+	hosts      *Hosts
+	generation uint64
+}
+
+// fullConn is what the client libraries' connections implement.
+type fullConn interface {
+	driver.Conn
+	driver.ConnPrepareContext
+	driver.ConnBeginTx
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.NamedValueChecker
+	driver.Pinger
+	driver.SessionResetter
+}
+
+func newConn(c driver.Conn, h *Hosts, generation uint64) driver.Conn {
+	return &conn{fullConn: c.(fullConn), hosts: h, generation: generation}
+}
+
+// ResetSession is called before each use but the first.
+func (c *conn) ResetSession(ctx context.Context) error {
+	if c.generation != c.hosts.generation.Load() {
+		return driver.ErrBadConn
+	}
+	return c.fullConn.ResetSession(ctx)
+}
+
+// IsValid is called after each use.
+func (c *conn) IsValid() bool {
+	if c.generation != c.hosts.generation.Load() {
+		return false
+	}
+	v, ok := c.fullConn.(driver.Validator)
+	return !ok || v.IsValid()
+}
+
+// Unreachable returns what is wrong if err says that a host could not be connected to, and "" otherwise. program is
+// what should be running there.
+func Unreachable(err error, program string) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &dns):
+		return fmt.Sprintf("host %q cannot be resolved", dns.Name)
+	case errors.As(err, &op) && op.Op == "dial" && strings.Contains(err.Error(), "refused"):
+		return fmt.Sprintf("%s: connection refused; is %s running there?", op.Addr, program)
+	case errors.As(err, &op) && op.Op == "dial":
+		return fmt.Sprintf("%s: %v", op.Addr, op.Err)
+	}
+	return ""
+}

@@ -1,0 +1,123 @@
+package sqlstore_test
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"math"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/holdfast-sessions/holdfast/store/sqlstore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestCompile(t *testing.T) {
+	const text = "UPDATE {table} SET a = {id}, b = {now} WHERE {now} > {clock} AND {id} = {prev} -- {meta}"
+	tests := []struct {
+		name  string
+		d     sqlstore.Dialect
+		sql   string
+		names []string
+	}{
+		{"no numbers", sqlstore.Dialect{Placeholder: sqlstore.Question, Repeats: true, Clock: "NOW()"},
+			"UPDATE t SET a = ?, b = ? WHERE ? > NOW() AND ? = ? -- t_meta", []string{"id", "now", "now", "id", "prev"}},
+		{"dollars", sqlstore.Dialect{Placeholder: sqlstore.Dollar, Clock: "now()"},
+			"UPDATE t SET a = $1, b = $2 WHERE $2 > now() AND $1 = $3 -- t_meta", []string{"id", "now", "prev"}},
+		{"numbers", sqlstore.Dialect{Placeholder: sqlstore.QuestionNumber, Clock: "x"},
+			"UPDATE t SET a = ?1, b = ?2 WHERE ?2 > x AND ?1 = ?3 -- t_meta", []string{"id", "now", "prev"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, names := sqlstore.Compile(tt.d, text, "t")
+			if got != tt.sql {
+				t.Errorf("Compile = %s, want %s", got, tt.sql)
+			}
+			if diff := cmp.Diff(tt.names, names); diff != "" {
+				t.Errorf("arguments (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What has the sweep of a moment has expired at it, and everything that expired a step before has.
+func TestSweepColumn(t *testing.T) {
+	const step = 15 * time.Minute
+	base := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	for _, now := range []time.Time{base, base.Add(time.Millisecond), base.Add(step - time.Millisecond), base.Add(7 * time.Minute)} {
+		for _, ago := range []time.Duration{-time.Hour, -time.Millisecond, 0, time.Millisecond, time.Minute, step - time.Millisecond, step, time.Hour} {
+			expires := now.Add(-ago)
+			found := sqlstore.SweepOf(expires) <= sqlstore.SweepBefore(now)
+			if found && expires.After(now) {
+				t.Errorf("at %v, what expires %v later counts as expired", now, -ago)
+			}
+			if !found && ago >= step {
+				t.Errorf("at %v, what expired %v ago does not count as expired", now, ago)
+			}
+		}
+	}
+	for _, far := range []time.Time{time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), time.UnixMilli(math.MaxInt64), time.UnixMilli(-1), {}} {
+		if s := sqlstore.SweepOf(far); s < 0 || s > math.MaxInt32 {
+			t.Errorf("sweep of %v is %d, which is no 32-bit number", far, s)
+		}
+	}
+}
+
+// The clean-up rests twice as long as a batch took, longer when batches slow down, and gets used to a slower table.
+func TestPace(t *testing.T) {
+	const ms = time.Millisecond
+	got := sqlstore.Rests(10*ms, 10*ms, 30*ms, 1000*ms, 10*ms, 0)
+	for i, want := range []time.Duration{20 * ms, 20 * ms, 180 * ms, 8000 * ms, 20 * ms, 5 * ms} {
+		if got[i] < want*9/10 || got[i] > want*11/10 {
+			t.Errorf("rest number %d is %v, want about %v", i+1, got[i], want)
+		}
+	}
+	long := sqlstore.Rests(slices.Concat([]time.Duration{10 * ms}, slices.Repeat([]time.Duration{20 * ms}, 200))...)
+	if last := long[len(long)-1]; last > 42*ms {
+		t.Errorf("after 200 batches of 20ms the rest is %v, want about 40ms", last)
+	}
+}
+
+// A host that does not answer gets its share of the time, and no more.
+func TestHostsShareTime(t *testing.T) {
+	hang := func(ctx context.Context, _ sqlstore.Dial) (driver.Conn, bool, error) {
+		<-ctx.Done()
+		return nil, false, ctx.Err()
+	}
+	refused := errors.New("refused")
+	var reached bool
+	h := sqlstore.NewHosts(time.Minute, sqlstore.Host{Name: "a", Connect: hang}, sqlstore.Host{Name: "b", Connect: hang},
+		sqlstore.Host{Name: "c", Connect: func(context.Context, sqlstore.Dial) (driver.Conn, bool, error) {
+			reached = true
+			return nil, false, refused
+		}})
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := h.Connect(ctx)
+	if !reached || !errors.Is(err, refused) || !strings.Contains(err.Error(), "no host takes writes") {
+		t.Errorf("Connect = %v, third host reached: %v", err, reached)
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	_, err = net.Dial("tcp", addr)
+	if got, want := sqlstore.Unreachable(err, "mysqld"), addr+": connection refused; is mysqld running there?"; got != want {
+		t.Errorf("Unreachable(%v) = %q, want %q", err, got, want)
+	}
+	if got := sqlstore.Unreachable(errors.New("x"), "mysqld"); got != "" {
+		t.Errorf("Unreachable of another error = %q", got)
+	}
+}
