@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/storeurl"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 	"github.com/holdfast-sessions/holdfast/store/redisstore"
@@ -20,10 +21,11 @@ import (
 // ErrURL says that an address is not one of a store that Open knows: nothing was opened, nor could be.
 var ErrURL = errors.New("not the URL of a store")
 
-const known = "memory:, file:/directory, redis://host:port or rediss://host:port"
+const known = "memory:, file:/directory, redis://host:port, redis-sentinel://host:port,...?master=name, redis-cluster://host:port,... " +
+	"or the same with rediss for TLS"
 
-// Open opens the store that rawURL names: memory:, file:/directory, redis://… or rediss://…. What follows the scheme
-// is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
+// Open opens the store that rawURL names: memory:, file:/directory, redis://…, redis-sentinel://… or redis-cluster://…,
+// or the same with rediss. What follows the scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
 func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 	switch scheme := schemeOf(rawURL); scheme {
 	case "memory":
@@ -33,7 +35,7 @@ func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 		return memory.New(), nil
 	case "file":
 		return filestore.OpenURL(ctx, rawURL)
-	case "redis", "rediss":
+	case "redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster":
 		return redisstore.Open(ctx, rawURL)
 	case "":
 		return nil, fmt.Errorf("%w: it has no scheme (want %s)", ErrURL, known)
@@ -60,15 +62,21 @@ func schemeOf(rawURL string) string {
 // Name returns the URL of a store as it may be shown: without user, password and options.
 func Name(rawURL string) string {
 	scheme := schemeOf(rawURL)
-	u, err := url.Parse(rawURL)
-	switch {
-	case scheme == "" || err != nil:
-		return scheme + ":…"
-	case scheme == "file":
+	switch scheme {
+	case "":
+		return ":…"
+	case "memory":
+		return "memory:"
+	case "file":
 		path, _, _ := strings.Cut(rawURL, "?")
 		return path
-	case u.Opaque != "":
+	}
+	u, err := storeurl.Parse(rawURL)
+	if err == nil {
+		_, err = u.Addrs("1") // the port does not matter
+	}
+	if err != nil {
 		return scheme + ":…"
 	}
-	return (&url.URL{Scheme: scheme, Host: u.Host, Path: u.Path, OmitHost: true}).String()
+	return (&url.URL{Scheme: scheme, Host: strings.Join(u.Hosts, ","), Path: u.Path}).String()
 }

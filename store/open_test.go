@@ -42,7 +42,7 @@ func TestOpenRefuses(t *testing.T) {
 		want    string
 		unknown bool // ErrURL
 	}{
-		{"", "it has no scheme (want memory:, file:/directory, redis://host:port or rediss://host:port)", true},
+		{"", "it has no scheme (want memory:, file:/directory, redis://host:port,", true},
 		{secret, "no scheme", true},
 		{":" + secret + "@host", "no scheme", true},
 		{"/var/lib/sessions", "no scheme", true},
@@ -51,6 +51,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"memory://" + secret, "takes nothing after the colon", true},
 		{"redis:" + secret, "want redis://", false},
 		{"redis://ada:" + secret + "@", "no host", false},
+		{"redis-sentinel://ada:" + secret + "@s1,s2", "option master is missing", false},
+		{"rediss-cluster://ada:" + secret + "@n1/2", "database 0 only", false},
 		{"redis://:" + secret + "#@host", "", false},
 		{"file:", "no directory", false},
 	}
@@ -76,13 +78,16 @@ func TestName(t *testing.T) {
 		"file:sessions":             "file:sessions",
 		"file:/var/lib/s?sync=data": "file:/var/lib/s",
 		"file:///var/lib/s":         "file:///var/lib/s",
-		"redis://ada:hunter2@db:6379/1?prefix=p:": "redis://db:6379/1",
-		"rediss://:hunter2@[::1]:6379":            "rediss://[::1]:6379",
-		"REDIS://db":                              "redis://db",
-		"redis:hunter2":                           "redis:…",
-		"redis://ada:hunter2%@db":                 "redis:…",
-		"redis://ada:hunter2#@db":                 "redis:…",
-		"hunter2":                                 ":…",
+		"redis://ada:hunter2@db:6379/1?prefix=p:":                   "redis://db:6379/1",
+		"rediss://:hunter2@[::1]:6379":                              "rediss://[::1]:6379",
+		"redis-sentinel://ada:hunter2@s1:26379,s2,s3/0?master=main": "redis-sentinel://s1:26379,s2,s3/0",
+		"rediss-cluster://:hunter2@n1,[::1]:7000":                   "rediss-cluster://n1,[::1]:7000",
+		"redis-cluster://:hunter2@n1,n2:x":                          "redis-cluster:…",
+		"REDIS://db":                                                "redis://db",
+		"redis:hunter2":                                             "redis:…",
+		"redis://ada:hunter2%@db":                                   "redis:…",
+		"redis://ada:hunter2#@db":                                   "redis:…",
+		"hunter2":                                                   ":…",
 		(&url.URL{Scheme: "redis", User: url.UserPassword("a", "p@/?#"), Host: "db"}).String(): "redis://db",
 	} {
 		if got := store.Name(rawURL); got != want {

@@ -35,7 +35,7 @@ var rules = []rule{
 	{".", []string{"driver"}, none},
 	{"storetest", []string{".", "driver"}, several},
 
-	{"store", []string{".", "driver", "store/..."}, none},
+	{"store", []string{".", "driver", "store/...", "internal/storeurl"}, none},
 	{"store/memory", []string{"driver"}, none},
 	{"store/filestore", []string{"driver", "internal/..."}, none},
 	{"store/sqlstore", below, none}, // over database/sql; its subpackages have the clients
