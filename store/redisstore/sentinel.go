@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// watchEvery is how often the Sentinels are asked who the primary is while all is well.
+	// watchEvery is how often the Sentinels are asked who the primary is, in case what they announce got lost.
 	watchEvery = time.Second
 	// sentinelTimeout is how long a Sentinel may take to answer. More than half of them are enough.
 	sentinelTimeout = time.Second
@@ -38,6 +38,7 @@ type sentinels struct {
 	mu      sync.Mutex
 	conns   map[*primaryConn]struct{}
 	current string // what the connections lead to
+	epoch   uint64 // of the last failover that is known
 }
 
 // primaryConn is a connection to what was the primary when it was made.
@@ -96,8 +97,13 @@ func (w *sentinels) dial(ctx context.Context, _ string) (net.Conn, error) {
 	return conn, nil
 }
 
-// watch moves to another primary as soon as the Sentinels name one, until ctx ends.
+// watch moves to another primary as soon as the Sentinels announce or name one, until ctx ends.
 func (w *sentinels) watch(ctx context.Context) {
+	var listeners sync.WaitGroup
+	defer listeners.Wait()
+	for _, node := range w.nodes {
+		listeners.Go(func() { w.listen(ctx, node) })
+	}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -110,6 +116,38 @@ func (w *sentinels) watch(ctx context.Context) {
 			w.moveTo(addr)
 		}
 	}
+}
+
+// listen waits for one Sentinel to announce a failover. It does without where that is not allowed.
+func (w *sentinels) listen(ctx context.Context, node rueidis.Client) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		subscribe := node.B().Subscribe().Channel("+switch-master").Build()
+		_ = node.Receive(ctx, subscribe, func(rueidis.PubSubMessage) { // tried again, whatever the error is
+			ctx, cancel := context.WithTimeout(ctx, sentinelTimeout)
+			defer cancel()
+			if a := w.ask(ctx, node); a.err == nil && w.learn(a.epoch) {
+				w.moveTo(a.addr)
+			}
+		})
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// learn reports whether epoch is not older than the last that is known, and remembers it.
+func (w *sentinels) learn(epoch uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if epoch < w.epoch {
+		return false
+	}
+	w.epoch = epoch
+	return true
 }
 
 // moveTo closes all connections that lead elsewhere. The next call connects anew.
@@ -151,8 +189,9 @@ type answer struct {
 // errNoSuchMaster is a Sentinel's answer for a name that it does not watch.
 var errNoSuchMaster = errors.New("they watch none of the name")
 
-// primary asks all Sentinels at once. It decides when more than half have answered, or no more will, for the one that
-// knows the latest failover: one that is cut off from the others goes on naming the primary of before.
+// primary asks all Sentinels at once. It decides for the one that knows the latest failover, as one that is cut off from
+// the others goes on naming the primary of before, when more than half have answered and that failover is not older
+// than one that is known, or when all have.
 func (w *sentinels) primary(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, sentinelTimeout)
 	defer cancel()
@@ -177,11 +216,11 @@ func (w *sentinels) primary(ctx context.Context) (string, error) {
 		if good++; good == 1 || a.epoch > best.epoch {
 			best = a
 		}
-		if 2*good > len(w.nodes) {
-			break
+		if 2*good > len(w.nodes) && w.learn(best.epoch) {
+			return best.addr, nil
 		}
 	}
-	if good > 0 {
+	if good > 0 { // also if they begin to count anew, as when all were replaced
 		return best.addr, nil
 	}
 	for _, err := range wrong {
