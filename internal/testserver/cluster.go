@@ -164,6 +164,26 @@ func (set *RedisClusterSet) MoveSlot(slot int, from, to *Server) {
 	}
 	to.MustCommand("CLUSTER", "SETSLOT", n, "NODE", toID)
 	from.MustCommand("CLUSTER", "SETSLOT", n, "NODE", toID)
+	for _, s := range set.Primaries() {
+		if s != to && s != from {
+			s.MustCommand("CLUSTER", "SETSLOT", n, "NODE", toID)
+		}
+	}
+	// Two nodes that take slots over at once may make their claims at one epoch, and then either may be believed.
+	waitFor(set.t, "the nodes agree who has the slot", func() error {
+		epochs := make(map[string]bool)
+		for _, s := range set.Primaries() {
+			info, err := s.Command("CLUSTER", "INFO")
+			if err != nil {
+				return err
+			}
+			epochs[infoField(info, "cluster_current_epoch")] = true
+		}
+		if len(epochs) > 1 {
+			return fmt.Errorf("epochs %v", epochs)
+		}
+		return nil
+	})
 }
 
 type clusterNode struct {

@@ -224,10 +224,11 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// proxy forwards connections, or cuts them when an answer comes.
+// proxy forwards connections, or cuts them when an answer comes, or keeps what comes to itself until it is sent on.
 type proxy struct {
-	addr string
-	cut  atomic.Bool
+	addr  string
+	cut   atomic.Bool
+	stall atomic.Pointer[chan struct{}] // closed to go on
 }
 
 func mustProxy(t *testing.T, to string) *proxy {
@@ -265,6 +266,9 @@ func (p *proxy) answers(client, server net.Conn) {
 		n, err := server.Read(buf)
 		if err != nil || p.cut.Load() && !first {
 			return
+		}
+		if stalled := p.stall.Load(); stalled != nil {
+			<-*stalled
 		}
 		if _, err := client.Write(buf[:n]); err != nil {
 			return
