@@ -136,8 +136,12 @@ func (s *Store) connectCluster(ctx context.Context, o rueidis.ClientOption, c co
 	if r.err != nil {
 		return r.err
 	}
-	if r.client.Mode() != rueidis.ClientModeCluster { // rueidis takes a single server too
+	if r.client.Mode() != rueidis.ClientModeCluster { // rueidis takes a single server too, or what it takes for one
+		err := r.client.Do(ctx, r.client.B().ClusterSlots().Build()).Error()
 		r.client.Close()
+		if deniedCommand(err) != "" {
+			return err
+		}
 		return errNoCluster
 	}
 	s.client, s.cluster = r.client, &cluster{client: r.client}
@@ -200,8 +204,11 @@ func (s *Store) start(ctx context.Context, c config) error {
 			return openError(err, c)
 		}
 		facts := parseInfo(info)
-		if c.kind != clustered && facts["redis_mode"] == "cluster" {
+		switch mode := facts["redis_mode"]; {
+		case mode == "cluster" && c.kind != clustered:
 			return errors.New("the server is part of a Redis Cluster; write redis-cluster://")
+		case mode == "sentinel":
+			return errors.New("the server is a Redis Sentinel; write redis-sentinel:// and the name it has for the primary in master=")
 		}
 		all = append(all, facts)
 		if n := s.bulkLimit(ctx, server.node); limit == 0 || n < limit {

@@ -22,6 +22,10 @@ import (
 const rights = "+evalsha +eval +get +set +del +getrange +setrange +pexpire " +
 	"+scan +mget +info +config|get +ping"
 
+// sentinelRights are what a user of the Sentinels needs. Without the last two, and the channel, a failover is noticed up
+// to a second later, and a Sentinel that hangs too.
+const sentinelRights = "&+switch-master +sentinel|master +sentinel|get-master-addr-by-name +ping +subscribe"
+
 // moreRights returns what the URL's options and a cluster take beside rights.
 func moreRights(c config) string {
 	more := ""
@@ -49,7 +53,7 @@ var quotedCommand = regexp.MustCompile(`'([A-Za-z|]+)' command`)
 
 // deniedCommand returns the command that err says the user may not run, or "".
 func deniedCommand(err error) string {
-	if e, ok := rueidis.IsRedisErr(err); ok && strings.HasPrefix(e.Error(), "NOPERM") {
+	if e := (*rueidis.RedisError)(nil); errors.As(err, &e) && strings.HasPrefix(e.Error(), "NOPERM") {
 		if m := quotedCommand.FindStringSubmatch(e.Error()); m != nil {
 			return strings.ToUpper(m[1])
 		}
@@ -72,6 +76,8 @@ func openError(err error, c config) error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, driver.ErrClosed), errors.Is(err, errNoCluster):
 		return err
+	case deniedCommand(err) != "":
+		return permissionError(c, "run "+deniedCommand(err))
 	case errors.Is(err, rueidis.ErrNoCache) && strings.Contains(err.Error(), "NOPERM"):
 		return permissionError(c, "run CLIENT TRACKING")
 	case errors.Is(err, rueidis.ErrNoCache):
@@ -118,8 +124,6 @@ func openError(err error, c config) error {
 		return errors.New("the server asks for a password; write redis://:password@host or redis://user:password@host, or add password_file=")
 	case strings.Contains(message, "DB index"):
 		return fmt.Errorf("the server has no database %d; use a lower number, or raise databases in redis.conf", c.db)
-	case word == "NOPERM" && deniedCommand(err) != "":
-		return permissionError(c, "run "+deniedCommand(err))
 	case word == "NOPERM":
 		return permissionError(c, "use keys "+c.prefix+"*")
 	case word == "MOVED":
@@ -139,7 +143,7 @@ func sentinelOpenError(err *sentinelError) error {
 	case strings.Contains(message, "NOAUTH"), strings.Contains(message, "WRONGPASS"):
 		return errors.New("the Sentinels ask for a password, or for another one; add sentinel_password_file=, and sentinel_user= if they know users")
 	case strings.Contains(message, "NOPERM"):
-		return errors.New("the user of the Sentinels may not ask them; grant it with ACL SETUSER NAME +sentinel|master +sentinel|get-master-addr-by-name +ping")
+		return errors.New("the user of the Sentinels may not ask them; grant it with ACL SETUSER NAME " + sentinelRights)
 	case strings.Contains(message, "unknown command"):
 		return errors.New("what answers there is no Sentinel; want the addresses of Sentinels, port 26379 if you did not choose another")
 	}

@@ -87,7 +87,7 @@ func sent(t *testing.T, admin rueidis.Client) string {
 		name, rest, _ := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
 		n, _, _ := strings.Cut(rest, ",")
 		switch name {
-		case "evalsha", "eval", "get", "del", "scan", "mget":
+		case "evalsha", "eval", "get", "del", "scan", "mget", "wait":
 			out = append(out, name+"="+n)
 		}
 	}

@@ -136,7 +136,7 @@ func (s *Store) writeAndWait(ctx context.Context, server rueidis.Client, command
 	}
 	copies, err := replies[len(replies)-1].AsInt64()
 	if err != nil {
-		err = driver.Unavailable(fmt.Errorf("redis: written, but WAIT was not answered: %s", plain(err.Error())))
+		err = driver.Unavailable(fmt.Errorf("redis: written, but WAIT was not answered: %w", err))
 	}
 	return written{reply: reply, copies: copies, err: err}
 }
