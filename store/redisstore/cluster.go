@@ -19,7 +19,7 @@ import (
 
 const (
 	slotCount = 16384
-	// maxRedirects bounds how often one write follows nodes that send it elsewhere. Each did nothing.
+	// maxRedirects bounds how often one command follows nodes that send it elsewhere. Each did nothing.
 	maxRedirects = 16
 	// nodeTimeout is how long a node may take to say what it knows of the cluster, before another is asked.
 	nodeTimeout = time.Second

@@ -1,11 +1,14 @@
 package redisstore
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/redis/rueidis"
 )
 
 // parseInfo reads the lines "name:value" of INFO.
@@ -55,4 +58,47 @@ func count(replicas int) string {
 		return "how many is not known"
 	}
 	return strconv.Itoa(replicas)
+}
+
+// Stat says what the servers say of themselves, by INFO. How many of the keys are the store's own they cannot tell
+// without being searched: see List.
+func (s *Store) Stat(ctx context.Context) (driver.Stat, error) {
+	stat := driver.Stat{Records: -1, Expired: -1}
+	servers, err := s.servers(ctx)
+	if err != nil {
+		return driver.Stat{}, s.mapError(err)
+	}
+	for _, server := range servers {
+		r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
+			return server.node.Do(ctx, server.node.B().Info().Build())
+		})
+		if err != nil {
+			return driver.Stat{}, err
+		}
+		info, err := r.ToString()
+		if err != nil {
+			return driver.Stat{}, s.mapError(err)
+		}
+		facts := parseInfo(info)
+		if n, err := strconv.ParseInt(facts["used_memory"], 10, 64); err == nil {
+			stat.Bytes += n
+		}
+		where := ""
+		if s.cluster != nil {
+			where = " of " + server.addr
+		}
+		for _, f := range []struct{ name, value string }{
+			{"version", facts["redis_version"]},
+			{"role", facts["role"]},
+			{"replicas", facts["connected_slaves"]},
+			{"keys", cmp.Or(facts[fmt.Sprint("db", s.db)], "keys=0")},
+			{"memory limit", facts["maxmemory_human"] + ", " + facts["maxmemory_policy"]},
+			{"evictions", facts["evicted_keys"]},
+			{"append-only file", facts["aof_enabled"]},
+			{"last snapshot", facts["rdb_last_bgsave_status"]},
+		} {
+			stat.Facts = append(stat.Facts, driver.Fact{Name: f.name + where, Value: f.value})
+		}
+	}
+	return stat, nil
 }

@@ -56,6 +56,7 @@ func newStore(c config) *Store {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Store{
 		prefix:      c.prefix,
+		db:          c.db,
 		wait:        c.wait,
 		waitTimeout: c.waitTimeout,
 		slots:       make(chan struct{}, maxCalls),
@@ -99,6 +100,8 @@ func (s *Store) connect(ctx context.Context, c config) (err error) {
 			s.watchers.Go(func() { s.sentinels.watch(s.ctx) })
 		}
 	case clustered:
+		// Two nodes that send each other a command would never end it otherwise.
+		o.ClusterOption.MaxMovedRedirections = maxRedirects
 		o.TLSConfig = c.tls // chooses among ports; d makes connections
 		err = s.connectCluster(ctx, o, c, d)
 	}

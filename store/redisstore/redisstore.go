@@ -61,6 +61,7 @@ type Store struct {
 	cluster     *cluster   // nil without Cluster
 	cache       *cache     // nil without
 	prefix      string
+	db          int
 	wait        int // replicas that have to confirm a write; 0: none
 	waitTimeout time.Duration
 	description driver.Description

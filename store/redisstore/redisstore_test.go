@@ -22,6 +22,7 @@ var (
 	_ driver.Merger    = (*redisstore.Store)(nil)
 	_ driver.Toucher   = (*redisstore.Store)(nil)
 	_ driver.Lister    = (*redisstore.Store)(nil)
+	_ driver.Stater    = (*redisstore.Store)(nil)
 	_ driver.Describer = (*redisstore.Store)(nil)
 )
 

@@ -160,11 +160,35 @@ func TestDescribeTopologies(t *testing.T) {
 	if d.Name != "redis-sentinel" || d.Evicts || !strings.Contains(d.Durable, "what replicas (1) have when Sentinel promotes one; 1 of them have each write") {
 		t.Errorf("Describe = %+v", d)
 	}
+	single := testserver.Redis(t)
+	s := mustOpen(t, "redis://"+single.Addr+"/3")
+	mustSave(t, s, idOf(1), record("ada"), 0)
+	wantStat(t, s, "keys", "keys=1,", 1)
 	cluster := testserver.RedisCluster(t, testserver.RedisOptions{Config: []string{"proto-max-bulk-len 2mb"}})
 	cluster.Nodes[1].MustCommand("CONFIG", "SET", "proto-max-bulk-len", "1048576")
 	cluster.Nodes[2].MustCommand("CONFIG", "SET", "maxmemory", "100mb", "maxmemory-policy", "allkeys-lru")
-	d = mustOpen(t, "redis-cluster://"+cluster.Nodes[0].Addr).Describe()
+	s = mustOpen(t, "redis-cluster://"+cluster.Nodes[0].Addr)
+	wantStat(t, s, "replicas of 127.0.0.1:", "1", 3)
+	d = s.Describe()
 	if d.Name != "redis-cluster" || !d.Evicts || d.MaxBytes != 1<<20 || !strings.Contains(d.Durable, "replicas (1 for each of 3 primaries)") {
 		t.Errorf("Describe = %+v, want the least of what the nodes say", d)
+	}
+}
+
+// wantStat wants n facts whose names and values begin so.
+func wantStat(t *testing.T, s *redisstore.Store, name, value string, n int) {
+	t.Helper()
+	stat, err := s.Stat(t.Context())
+	if err != nil || stat.Bytes <= 0 || stat.Records >= 0 {
+		t.Errorf("Stat = %+v, %v", stat, err)
+	}
+	found := 0
+	for _, f := range stat.Facts {
+		if strings.HasPrefix(f.Name, name) && strings.HasPrefix(f.Value, value) {
+			found++
+		}
+	}
+	if found != n {
+		t.Errorf("Stat has %d facts %q that begin with %q, want %d: %+v", found, name, value, n, stat.Facts)
 	}
 }

@@ -31,6 +31,21 @@ func TestWait(t *testing.T) {
 		t.Errorf("a write sent %s, want evalsha=1 wait=1", got)
 	}
 
+	// If the answer is lost, it is not sent again.
+	p := mustProxy(t, srv.Addr)
+	cut := mustOpen(t, "redis://"+p.addr+"?wait=1&wait_timeout=10s")
+	mustSave(t, cut, idOf(4), rec, 0)
+	mustDo(t, admin, "CONFIG", "RESETSTAT")
+	p.cut.Store(true)
+	if err := cut.Save(t.Context(), idOf(5), rec, 0); !errors.Is(err, driver.ErrUnavailable) {
+		t.Errorf("Save whose answer is lost = %v, want ErrUnavailable", err)
+	}
+	p.cut.Store(false)
+	if got := sent(t, admin); got != "evalsha=1 wait=1" && got != "wait=1 evalsha=1" {
+		t.Errorf("a write whose answer was lost sent %s, want evalsha=1 wait=1", got)
+	}
+	wantStored(t, s, idOf(5), rec)
+
 	replica.Freeze()
 	changes := []driver.Change{set("n", "2")}
 	next := after(rec, changes...)
