@@ -183,6 +183,7 @@ func TestCacheConflicts(t *testing.T) {
 
 // A session that was ended elsewhere is served for at most cache_ttl, whatever keeps the news away.
 func TestCacheIsNeverStalerThanStated(t *testing.T) {
+	t.Parallel()
 	const ttl = 700 * time.Millisecond
 	srv := testserver.Redis(t)
 	writer := mustOpen(t, "redis://"+srv.Addr)
@@ -239,6 +240,7 @@ func TestCacheIsNeverStalerThanStated(t *testing.T) {
 
 // A server that is frozen is an outage as soon as what is known is too old.
 func TestCacheFrozenServer(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Redis(t)
 	s := mustOpen(t, "redis://"+srv.Addr+"?cache=8MB&cache_ttl=500ms")
 	rec := record("ada")

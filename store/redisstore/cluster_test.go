@@ -95,6 +95,7 @@ func TestClusterSlotsMove(t *testing.T) {
 
 // A list made while slots move has every record once.
 func TestClusterListWhileSlotsMove(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisCluster(t)
 	s := mustOpen(t, "redis-cluster://"+set.Addrs())
 	n := testserver.Scale(3000, 20000)
@@ -153,6 +154,7 @@ func TestClusterListWhileSlotsMove(t *testing.T) {
 
 // The keys of one call are in the slots that Redis says.
 func TestSlots(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisCluster(t)
 	for i := range 100 {
 		if got, want := redisstore.SlotOf(key(i)), mustInt(t, set.Nodes[0].MustCommand("CLUSTER", "KEYSLOT", key(i))); got != want {

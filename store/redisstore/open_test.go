@@ -126,6 +126,7 @@ func TestURL(t *testing.T) {
 }
 
 func TestOpenErrors(t *testing.T) {
+	t.Parallel()
 	plain := testserver.Redis(t)
 	locked := testserver.Redis(t, testserver.RedisOptions{Password: "s3cret", Users: []string{user, "off off >s3cret +@all"}})
 	secure := testserver.Redis(t, testserver.RedisOptions{TLS: true})

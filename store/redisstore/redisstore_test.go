@@ -3,7 +3,9 @@ package redisstore_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,7 +28,14 @@ var (
 	_ driver.Describer = (*redisstore.Store)(nil)
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests that are parallel wait for servers to notice things, most of the time.
+	if runtime.GOMAXPROCS(0) < 6 {
+		_ = flag.Set("test.parallel", "6") // the flag exists
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // TestOneCommand counts what the server is sent: one command a call, whatever happens to it.
 func TestOneCommand(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 // TestStore proves the contract, with two clients too, while the server is up and while it is frozen.
 func TestStore(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Redis(t)
 	prove(t, "redis://"+srv.Addr, func() func() {
 		srv.Freeze()
@@ -19,24 +20,30 @@ func TestStore(t *testing.T) {
 
 // TestStoreOnSentinel proves it on a primary that Sentinel names, with a replica that confirms every write.
 func TestStoreOnSentinel(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisSentinel(t)
 	prove(t, "redis-sentinel://"+set.Addrs()+"?wait=1&wait_timeout=5s&master="+set.Name, nil)
 }
 
 // TestStoreOnCluster proves it on a cluster.
 func TestStoreOnCluster(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisCluster(t)
 	prove(t, "redis-cluster://"+set.Addrs(), nil)
 }
 
 // TestStoreOnClusterWithWait proves it on a cluster, with replicas that confirm every write.
 func TestStoreOnClusterWithWait(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisCluster(t)
-	prove(t, "redis-cluster://"+set.Nodes[4].Addr+"?wait=1&wait_timeout=5s", nil)
+	storetest.Run(t, func(t testing.TB) driver.Store {
+		return mustOpen(t, "redis-cluster://"+set.Nodes[4].Addr+"?wait=1&wait_timeout=5s")
+	})
 }
 
 // TestStoreWithCache proves it with a cache, for one client: another sees a change a moment later.
 func TestStoreWithCache(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Redis(t)
 	storetest.Run(t, func(t testing.TB) driver.Store { return mustOpen(t, "redis://"+srv.Addr+"?cache=64MB&cache_ttl=1m") })
 }

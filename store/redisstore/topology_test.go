@@ -23,6 +23,7 @@ const (
 
 // Those rights are enough, and one that is missing is named.
 func TestACLOfTopologies(t *testing.T) {
+	t.Parallel()
 	least := "app on >s3cret resetkeys ~holdfast:* resetchannels -@all" + needed + " +scan +mget +ping"
 	password := filepath.Join(t.TempDir(), "password")
 	mustWriteFile(t, password, "s3cret")
@@ -103,6 +104,7 @@ func TestACLOfTopologies(t *testing.T) {
 
 // What cannot be opened is explained.
 func TestOpenErrorsOfTopologies(t *testing.T) {
+	t.Parallel()
 	sentinel, cluster, single := testserver.RedisSentinel(t), testserver.RedisCluster(t), testserver.Redis(t)
 	nobody := mustFreeAddr(t)
 	tests := []struct {
@@ -155,6 +157,7 @@ func TestOpenErrorsOfTopologies(t *testing.T) {
 }
 
 func TestDescribeTopologies(t *testing.T) {
+	t.Parallel()
 	sentinel := testserver.RedisSentinel(t)
 	d := mustOpen(t, "redis-sentinel://"+sentinel.Addrs()+"?wait=1&master=main").Describe()
 	if d.Name != "redis-sentinel" || d.Evicts || !strings.Contains(d.Durable, "what replicas (1) have when Sentinel promotes one; 1 of them have each write") {

@@ -15,6 +15,7 @@ import (
 // WAIT is asked on the connection that wrote, in the same round trip: on any other it would be answered at once for a
 // replica that is there and hangs.
 func TestWait(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Redis(t, testserver.RedisOptions{Config: []string{"repl-diskless-sync-delay 0"}})
 	replica := testserver.RedisReplica(t, srv)
 	admin := mustAdmin(t, srv)
@@ -83,6 +84,7 @@ func TestWait(t *testing.T) {
 
 // In a cluster, the copies of the node that writes count, also when the write is sent on to another.
 func TestWaitInCluster(t *testing.T) {
+	t.Parallel()
 	c := testserver.RedisCluster(t)
 	s := mustOpen(t, "redis-cluster://"+c.Addrs()+"?wait=1&wait_timeout=300ms")
 	rec := record("ada")
