@@ -75,7 +75,7 @@ func TestClusterSlotsMove(t *testing.T) {
 			for slot := range maps.Keys(slots) {
 				from := set.Owner(slot)
 				for _, to := range set.Primaries() {
-					if to != from && moves < testserver.Scale(150, 2000) {
+					if to != from && moves < testserver.Scale(80, 2000) {
 						set.MoveSlot(slot, from, to)
 						from = to
 						moves++

@@ -232,7 +232,7 @@ func (l *load) check(url string) {
 		}
 		cancel()
 	}
-	l.t.Log(l)
+	l.t.Logf("%s: %v", l.t.Name(), l)
 }
 
 func (l *load) String() string {

@@ -22,7 +22,14 @@ func TestStore(t *testing.T) {
 func TestStoreOnSentinel(t *testing.T) {
 	t.Parallel()
 	set := testserver.RedisSentinel(t)
-	prove(t, "redis-sentinel://"+set.Addrs()+"?wait=1&wait_timeout=5s&master="+set.Name, nil)
+	open := func(t testing.TB) driver.Store {
+		return mustOpen(t, "redis-sentinel://"+set.Addrs()+"?wait=1&wait_timeout=5s&master="+set.Name)
+	}
+	var o storetest.Options
+	if testserver.Scale(0, 1) == 1 { // to the server it is no other than TestStore's
+		o.Peer = func(t testing.TB, _ driver.Store) driver.Store { return open(t) }
+	}
+	storetest.Run(t, open, o)
 }
 
 // TestStoreOnCluster proves it on a cluster.
@@ -34,6 +41,9 @@ func TestStoreOnCluster(t *testing.T) {
 
 // TestStoreOnClusterWithWait proves it on a cluster, with replicas that confirm every write.
 func TestStoreOnClusterWithWait(t *testing.T) {
+	if testserver.Scale(0, 1) == 0 {
+		t.Skip("in make soak; TestWaitInCluster and TestClusterSlotsMove are about what is different")
+	}
 	t.Parallel()
 	set := testserver.RedisCluster(t)
 	storetest.Run(t, func(t testing.TB) driver.Store {
