@@ -32,11 +32,7 @@ func RedisCluster(t testing.TB, o ...RedisOptions) *RedisClusterSet {
 	set := &RedisClusterSet{t: t}
 	const primaries = 3
 	for range 2 * primaries {
-		own := opt
-		// The bus port is 10,000 above the other by default, which may be more than there are.
-		_, bus, _ := net.SplitHostPort(freePort(t))
-		own.Config = append([]string{"cluster-port " + bus}, opt.Config...)
-		s := Redis(t, own)
+		s, bus := redisNode(t, opt)
 		set.Nodes = append(set.Nodes, s)
 		s.MustCommand("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(len(set.Nodes)))
 		if len(set.Nodes) > 1 {
@@ -61,6 +57,27 @@ func RedisCluster(t testing.TB, o ...RedisOptions) *RedisClusterSet {
 	}
 	set.Settle()
 	return set
+}
+
+// redisNode starts one node and returns its bus port too. That is 10,000 above the other by default, which may be more
+// than there are.
+func redisNode(t testing.TB, o RedisOptions) (s *Server, bus string) {
+	t.Helper()
+	buses := make(map[string]string) // by the address; start tries another of both when one was taken
+	s = start(t, spec{
+		program: "redis-server",
+		debian:  "redis-server",
+		args: func(s *Server) []string {
+			if buses[s.Addr] == "" {
+				_, buses[s.Addr], _ = net.SplitHostPort(freePort(t))
+			}
+			own := o
+			own.Config = append([]string{"cluster-port " + buses[s.Addr]}, o.Config...)
+			return []string{s.mustWrite("redis.conf", redisConfig(s, own))}
+		},
+		ready: redisReady,
+	}, nil)
+	return s, buses[s.Addr]
 }
 
 // ID returns the name that the cluster has for a node.

@@ -9,6 +9,7 @@ import (
 
 // A replica is promoted when the primary is killed, which comes back as a replica.
 func TestRedisSentinel(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisSentinel(t)
 	first := set.Primary()
 	if first != set.Servers[0] {
@@ -26,6 +27,7 @@ func TestRedisSentinel(t *testing.T) {
 
 // A replica takes over from a primary that is killed, and a slot moves with its keys.
 func TestRedisCluster(t *testing.T) {
+	t.Parallel()
 	set := testserver.RedisCluster(t)
 	const slot = 12182 // of the key foo
 	from, to := set.Owner(slot), set.Nodes[0]
