@@ -48,7 +48,7 @@ func RedisSentinel(t testing.TB, o ...SentinelOptions) *SentinelSet {
 		set.Servers = append(set.Servers, RedisReplica(t, primary, data))
 	}
 	for range 3 {
-		set.Sentinels = append(set.Sentinels, sentinel(t, set.Name, primary, opt))
+		set.Sentinels = append(set.Sentinels, Sentinel(t, set.Name, primary, opt.Users...))
 	}
 	set.Settle()
 	return set
@@ -73,7 +73,8 @@ func RedisReplica(t testing.TB, primary *Server, o ...RedisOptions) *Server {
 	return s
 }
 
-func sentinel(t testing.TB, name string, primary *Server, o SentinelOptions) *Server {
+// Sentinel starts one Sentinel, which calls a primary by the name, with ACL users. It speaks TLS if the primary does.
+func Sentinel(t testing.TB, name string, primary *Server, users ...string) *Server {
 	t.Helper()
 	return start(t, spec{
 		program: "redis-server",
@@ -83,12 +84,17 @@ func sentinel(t testing.TB, name string, primary *Server, o SentinelOptions) *Se
 			path := filepath.Join(s.Dir, "sentinel-"+s.Port()+".conf")
 			if _, err := os.Stat(path); err != nil {
 				conf := []string{
-					"bind 127.0.0.1", "port " + s.Port(), "dir " + s.Dir, "daemonize no",
+					"bind 127.0.0.1", "dir " + s.Dir, "daemonize no",
 					"sentinel monitor " + name + " 127.0.0.1 " + primary.Port() + " 2",
 					"sentinel down-after-milliseconds " + name + " 1500",
 					"sentinel failover-timeout " + name + " 10000",
 				}
-				for _, u := range o.Users {
+				if s.TLS == nil {
+					conf = append(conf, "port "+s.Port())
+				} else {
+					conf = append(conf, append(s.TLS.redisConfig(s.Port()), "tls-replication yes")...)
+				}
+				for _, u := range users {
 					conf = append(conf, "user "+u)
 				}
 				path = s.mustWrite(filepath.Base(path), lines(conf...))
@@ -96,7 +102,7 @@ func sentinel(t testing.TB, name string, primary *Server, o SentinelOptions) *Se
 			return []string{path, "--sentinel"}
 		},
 		ready: redisReady,
-	}, nil)
+	}, primary.TLS)
 }
 
 // Addrs returns where the Sentinels listen, as a URL has them.

@@ -3,6 +3,7 @@ package redisstore_test
 import (
 	"context"
 	"errors"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -154,6 +155,50 @@ func TestOpenErrorsOfTopologies(t *testing.T) {
 			t.Errorf("Open(%s) = %v, want ErrUnavailable", url, err)
 		}
 	}
+}
+
+// TLS is for everybody who is talked to.
+func TestTLSOfTopologies(t *testing.T) {
+	primary := testserver.Redis(t, testserver.RedisOptions{TLS: true})
+	watcher := testserver.Sentinel(t, "main", primary)
+	node := testserver.Redis(t, testserver.RedisOptions{TLS: true, Config: []string{"cluster-enabled yes", "tls-cluster yes", "cluster-port " + mustFreePort(t)}})
+	node.MustCommand("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+	files := func(srv *testserver.Server) string {
+		return "ca_file=" + srv.TLS.CAFile + "&cert_file=" + srv.TLS.CertFile + "&key_file=" + srv.TLS.KeyFile
+	}
+	eventually(t, "a cluster of one", func() error {
+		if info := node.MustCommand("CLUSTER", "INFO"); !strings.Contains(info, "cluster_state:ok") {
+			return errors.New(info)
+		}
+		return nil
+	})
+	for _, url := range []string{
+		"rediss-sentinel://" + watcher.Addr + "?master=main&" + files(primary),
+		"rediss-cluster://" + node.Addr + "?" + files(node),
+	} {
+		s := mustOpen(t, url)
+		rec := record("ada")
+		mustSave(t, s, idOf(1), rec, 0)
+		wantStored(t, s, idOf(1), rec)
+		for item, err := range s.List(t.Context()) {
+			if err != nil || item.ID != idOf(1) {
+				t.Errorf("%s: List yields %s, %v", url, item.ID, err)
+			}
+		}
+	}
+	_, err := redisstore.Open(t.Context(), "rediss-cluster://"+node.Addr+"?"+files(primary))
+	wantOpenError(t, "another CA", err, "name its CA with ca_file=")
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if _, err := redisstore.Open(ctx, "redis-cluster://"+node.Addr); !errors.Is(err, driver.ErrUnavailable) {
+		t.Errorf("without TLS: Open = %v, want ErrUnavailable", err)
+	}
+}
+
+func mustFreePort(t *testing.T) string {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(mustFreeAddr(t))
+	return port
 }
 
 func TestDescribeTopologies(t *testing.T) {
