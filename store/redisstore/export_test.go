@@ -1,5 +1,22 @@
 package redisstore
 
+import (
+	"bufio"
+	"strings"
+)
+
+// ParseURL returns why a URL is refused.
+func ParseURL(raw string) error {
+	_, err := parseURL(raw)
+	return err
+}
+
+// ReadReply returns the words of a reply to HELLO.
+func ReadReply(reply string) (words []string, err error) {
+	err = readReply(bufio.NewReader(strings.NewReader(reply)), &words, 0)
+	return words, err
+}
+
 // SlotOf is for tests that move slots.
 var SlotOf = slotOf
 

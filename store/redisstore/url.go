@@ -70,7 +70,7 @@ func (l login) read() (string, error) {
 
 const (
 	defaultWaitTimeout = time.Second
-	// defaultCacheTTL is also for how long a server that keeps no sessions may take a revoked one for good.
+	// defaultCacheTTL is for how long a session that was ended elsewhere may be served, as with sealed sessions.
 	defaultCacheTTL = 5 * time.Second
 )
 
