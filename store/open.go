@@ -24,11 +24,12 @@ import (
 // ErrURL says that an address is not one of a store that Open knows: nothing was opened, nor could be.
 var ErrURL = errors.New("not the URL of a store")
 
-const known = "memory:, file:/directory, redis://host:port, rediss://host:port, mysql://user@host/database, " +
-	"postgres://user@host/database or sqlite:/file"
+const known = "memory:, file:/directory, redis://host:port, redis-sentinel://host:port,...?master=name, redis-cluster://host:port,... " +
+	"(rediss for TLS), mysql://user@host/database, postgres://user@host/database or sqlite:/file"
 
-// Open opens the store that rawURL names: memory:, file:/directory, redis://…, rediss://…, mysql://… (or mariadb://…),
-// postgres://… (or postgresql://…) or sqlite:/file. What follows the scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
+// Open opens the store that rawURL names: memory:, file:/directory, redis://…, redis-sentinel://… or redis-cluster://… (or
+// the same with rediss), mysql://… (or mariadb://…), postgres://… (or postgresql://…) or sqlite:/file. What follows the
+// scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
 func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 	switch scheme := schemeOf(rawURL); scheme {
 	case "memory":
@@ -38,7 +39,7 @@ func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 		return memory.New(), nil
 	case "file":
 		return filestore.OpenURL(ctx, rawURL)
-	case "redis", "rediss":
+	case "redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster":
 		return redisstore.Open(ctx, rawURL)
 	case "mysql", "mariadb":
 		return mysql.Open(ctx, rawURL)
@@ -94,7 +95,7 @@ func Migrate(ctx context.Context, rawURL string) error {
 
 func noSchema(scheme string) error {
 	switch scheme {
-	case "memory", "file", "redis", "rediss":
+	case "memory", "file", "redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster":
 		return fmt.Errorf("%s: %w", scheme, ErrNoSchema)
 	}
 	return unknown(scheme)
@@ -118,15 +119,21 @@ func schemeOf(rawURL string) string {
 // Name returns the URL of a store as it may be shown: without user, password and options.
 func Name(rawURL string) string {
 	scheme := schemeOf(rawURL)
-	if scheme == "file" || scheme == "sqlite" {
+	switch scheme {
+	case "":
+		return ":…"
+	case "memory":
+		return "memory:"
+	case "file", "sqlite":
 		path, _, _ := strings.Cut(rawURL, "?")
 		return path
 	}
-	if u, err := storeurl.Parse(rawURL); scheme != "" && err == nil {
-		return scheme + "://" + strings.Join(u.Hosts, ",") + (&url.URL{Path: u.Path}).EscapedPath()
+	u, err := storeurl.Parse(rawURL)
+	if err == nil {
+		_, err = u.Addrs("1") // the port does not matter
 	}
-	if strings.EqualFold(rawURL, scheme+":") && scheme != "" {
-		return scheme + ":"
+	if err != nil {
+		return scheme + ":…"
 	}
-	return scheme + ":…"
+	return scheme + "://" + strings.Join(u.Hosts, ",") + (&url.URL{Path: u.Path}).EscapedPath()
 }

@@ -41,8 +41,7 @@ func redisConfig(s *Server, o RedisOptions) string {
 	if s.TLS == nil {
 		conf = append(conf, "port "+s.Port())
 	} else {
-		conf = append(conf, "port 0", "tls-port "+s.Port(), "tls-ca-cert-file "+s.TLS.CAFile,
-			"tls-cert-file "+s.TLS.CertFile, "tls-key-file "+s.TLS.KeyFile)
+		conf = append(conf, s.TLS.redisConfig(s.Port())...)
 	}
 	if o.Password != "" {
 		conf = append(conf, "requirepass "+o.Password)
@@ -51,6 +50,11 @@ func redisConfig(s *Server, o RedisOptions) string {
 		conf = append(conf, "user "+u)
 	}
 	return lines(append(conf, o.Config...)...)
+}
+
+// redisConfig are the lines that have a server speak TLS only.
+func (c *Certificates) redisConfig(port string) []string {
+	return []string{"port 0", "tls-port " + port, "tls-ca-cert-file " + c.CAFile, "tls-cert-file " + c.CertFile, "tls-key-file " + c.KeyFile}
 }
 
 // redisReady asks PING. A server that wants a password first is ready; one that still loads its data is not.

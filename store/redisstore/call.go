@@ -20,48 +20,65 @@ const (
 	maxCalls = 1 << ringScale
 )
 
-// do runs f, which sends a command, and returns its result, or an error when ctx ends first. f runs on in that
+// do runs f, which sends commands, and returns its result, or an error when ctx ends first. f runs on in that
 // case, until the server answers or the connection is given up: nothing can be taken back from a pipeline. It gets
 // the store's context, because rueidis does not heed a caller's while it waits for a connection to be made.
-func (s *Store) do(ctx context.Context, f func(context.Context) rueidis.RedisResult) rueidis.RedisResult {
+func do[T any](ctx context.Context, s *Store, f func(context.Context) T) (T, error) {
+	var none T
 	select {
 	case <-s.closing:
-		return rueidis.NewErrorResult(driver.ErrClosed)
+		return none, driver.ErrClosed
 	default:
 	}
 	if err := ctx.Err(); err != nil {
-		return rueidis.NewErrorResult(driver.Unavailable(err))
+		return none, driver.Unavailable(err)
 	}
 	select {
 	case s.slots <- struct{}{}:
 	case <-ctx.Done():
-		return rueidis.NewErrorResult(driver.Unavailable(ctx.Err()))
+		return none, driver.Unavailable(ctx.Err())
 	case <-s.closing:
-		return rueidis.NewErrorResult(driver.ErrClosed)
+		return none, driver.ErrClosed
 	}
-	done := make(chan rueidis.RedisResult, 1)
+	done := make(chan T, 1)
 	go func() { // Close waits for it by taking all slots
 		done <- f(s.ctx)
 		<-s.slots
 	}()
 	select {
 	case r := <-done:
-		return r
+		return r, nil
 	case <-ctx.Done():
-		return rueidis.NewErrorResult(driver.Unavailable(ctx.Err()))
+		return none, driver.Unavailable(ctx.Err())
 	}
 }
 
+// do sends one command to whichever server is in charge of its key.
+func (s *Store) do(ctx context.Context, command func(rueidis.Builder) rueidis.Completed) rueidis.RedisResult {
+	r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
+		return s.client.Do(ctx, command(s.client.B()))
+	})
+	if err != nil {
+		return rueidis.NewErrorResult(err)
+	}
+	return r
+}
+
 // mapError returns the driver's error for err, which is what a command was answered with, or why it was not.
-func mapError(err error) error {
+func (s *Store) mapError(err error) error {
 	if err == nil || errors.Is(err, driver.ErrUnavailable) {
 		return err
 	}
 	if rueidis.IsRedisNil(err) {
 		return driver.ErrNotFound
 	}
-	if errors.Is(err, rueidis.ErrClosing) || errors.Is(err, context.Canceled) { // canceled: by Close
-		return driver.ErrClosed
+	if errors.Is(err, rueidis.ErrClosing) || errors.Is(err, context.Canceled) {
+		select {
+		case <-s.closing:
+			return driver.ErrClosed
+		default: // a node's connections are closed when it leaves the cluster
+			return driver.Unavailable(errors.New("redis: the connection was closed"))
+		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) { // rueidis' own, while connecting; not the caller's
 		return driver.Unavailable(errors.New("redis: the server does not answer"))
@@ -73,6 +90,9 @@ func mapError(err error) error {
 	switch {
 	case strings.HasPrefix(message, "READONLY"):
 		kind = driver.ErrReadOnly
+		if s.sentinels != nil { // it was the primary when the connection was made
+			s.sentinels.suspect()
+		}
 	case strings.HasPrefix(message, "WRONGTYPE"):
 		kind = driver.ErrCorrupt
 	case strings.Contains(message, "invalid bulk length"), strings.Contains(message, "proto-max-bulk-len"):

@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -224,10 +226,11 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// proxy forwards connections, or cuts them when an answer comes.
+// proxy forwards connections, or cuts them when an answer comes, or keeps what comes to itself until it is sent on.
 type proxy struct {
-	addr string
-	cut  atomic.Bool
+	addr  string
+	cut   atomic.Bool
+	stall atomic.Pointer[chan struct{}] // closed to go on
 }
 
 func mustProxy(t *testing.T, to string) *proxy {
@@ -266,6 +269,9 @@ func (p *proxy) answers(client, server net.Conn) {
 		if err != nil || p.cut.Load() && !first {
 			return
 		}
+		if stalled := p.stall.Load(); stalled != nil {
+			<-*stalled
+		}
 		if _, err := client.Write(buf[:n]); err != nil {
 			return
 		}
@@ -296,6 +302,44 @@ func TestMemoryFull(t *testing.T) {
 		}
 	}
 	mustSave(t, s, idOf(n), rec, 0)
+}
+
+// A server that cannot write its snapshots refuses writes, by default, and says so.
+func TestSnapshotsFail(t *testing.T) {
+	srv := testserver.Redis(t, testserver.RedisOptions{Config: []string{"save 3600 1"}})
+	s := mustOpen(t, "redis://"+srv.Addr)
+	rec := record("ada")
+	mustSave(t, s, idOf(1), rec, 0)
+	snapshot := filepath.Join(srv.Dir, "dump.rdb") // cannot be replaced by a file while it is a directory
+	if err := os.MkdirAll(filepath.Join(snapshot, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	status := func(want string) {
+		t.Helper()
+		srv.MustCommand("BGSAVE")
+		eventually(t, "the snapshot", func() error {
+			info := srv.MustCommand("INFO", "persistence")
+			if !strings.Contains(info, "rdb_last_bgsave_status:"+want) || !strings.Contains(info, "rdb_bgsave_in_progress:0") {
+				return errors.New("goes on")
+			}
+			return nil
+		})
+	}
+	status("err")
+	for name, err := range map[string]error{
+		"Save":   s.Save(t.Context(), idOf(1), after(rec), rec.Revision),
+		"Delete": s.Delete(t.Context(), idOf(1)),
+	} {
+		if !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "MISCONF") {
+			t.Errorf("%s = %v, want ErrUnavailable that says MISCONF", name, err)
+		}
+	}
+	wantStored(t, s, idOf(1), rec)
+	if err := os.RemoveAll(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	status("ok")
+	mustSave(t, s, idOf(1), after(rec), rec.Revision)
 }
 
 func TestReplica(t *testing.T) {

@@ -1,11 +1,18 @@
-// Package redisstore keeps sessions in one Redis server, 6.0 or newer.
+// Package redisstore keeps sessions in Redis, 6.0 or newer: one server, a primary that Redis Sentinel looks after, or a
+// Redis Cluster.
 //
 //	store, err := redisstore.Open(ctx, "redis://app:secret@localhost:6379/0?prefix=holdfast:")
+//	store, err := redisstore.Open(ctx, "redis-sentinel://app:secret@s1,s2,s3/0?master=main&wait=1")
+//	store, err := redisstore.Open(ctx, "redis-cluster://app:secret@n1,n2,n3?cache=64MB")
 //
 // A record is one string under prefix + 64 hexadecimal characters, in driver's encoding. A read is one GET and a
 // write is one script: one round trip each. Writers of different fields never conflict, because the script lays
-// the changes over whatever is stored; docs/stores/redis.md has the commands, the rights a user needs, what
-// the store guarantees, and how it fails.
+// the changes over whatever is stored.
+//
+// When another server takes over, calls return ErrUnavailable meanwhile and work again by themselves. Redis replicates
+// after it has answered, so what a server acknowledged just before it died may be undone, a logout too, unless
+// wait=N has replicas confirm it first. docs/stores/redis.md has the commands, the rights a user needs, what the
+// store guarantees, and how it fails.
 package redisstore
 
 import (
@@ -13,7 +20,6 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
@@ -30,6 +36,8 @@ var (
 	touchLua string
 	//go:embed merge.lua
 	mergeLua string
+	//go:embed delete.lua
+	deleteLua string
 	//go:embed probe.lua
 	probeLua string
 )
@@ -46,31 +54,67 @@ const (
 // defaultMaxBytes is the longest string Redis takes unless its setting proto-max-bulk-len says otherwise.
 const defaultMaxBytes = 512 << 20
 
-// Store keeps records in a Redis server. It implements driver.Store, Merger, Toucher, Lister and Describer.
+// Store keeps records in Redis. It implements driver.Store, Merger, Toucher, Lister, Stater and Describer.
 type Store struct {
 	client      rueidis.Client
+	sentinels   *sentinels // nil without Sentinel
+	cluster     *cluster   // nil without Cluster
+	cache       *cache     // nil without
 	prefix      string
+	db          int
+	wait        int // replicas that have to confirm a write; 0: none
+	waitTimeout time.Duration
 	description driver.Description
 
-	save, touch, merge *rueidis.Lua
+	save, touch, merge, remove script
 
 	// slots has one element for every call that is under way, also one whose caller has gone. See do.
-	slots   chan struct{}
-	closing chan struct{} // closed by Close
-	close   sync.Once
+	slots    chan struct{}
+	closing  chan struct{} // closed by Close
+	close    sync.Once
+	watchers sync.WaitGroup
 	// ctx ends when Close gives up on calls that are under way.
 	ctx    context.Context
 	cancel context.CancelFunc
 }
 
 // Load returns the record, or ErrNotFound if it is absent, expired or ended. It is repeated once if the connection
-// breaks.
+// breaks. With a cache it may be what was stored up to cache_ttl ago, but never older than what this Store has
+// written, or failed to.
 func (s *Store) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
-	b, err := s.do(ctx, func(ctx context.Context) rueidis.RedisResult {
-		return s.client.Do(ctx, s.client.B().Get().Key(s.key(id)).Build())
-	}).AsBytes()
+	if s.cache == nil {
+		return s.load(ctx, id)
+	}
+	if err := ctx.Err(); err != nil {
+		return driver.Record{}, driver.Unavailable(err)
+	}
+	select {
+	case <-s.closing:
+		return driver.Record{}, driver.ErrClosed
+	default:
+	}
+	rec, ok, mark := s.cache.get(id)
+	if ok {
+		return rec, nil
+	}
+	rec, err := s.load(ctx, id)
+	if err == nil {
+		s.cache.put(id, rec, mark)
+	}
+	return rec, err
+}
+
+// forget is for when a record was written, or may have been: what the cache has of it is not to be served any more.
+func (s *Store) forget(id driver.ID) {
+	if s.cache != nil {
+		s.cache.forget(id)
+	}
+}
+
+func (s *Store) load(ctx context.Context, id driver.ID) (driver.Record, error) {
+	b, err := s.do(ctx, func(b rueidis.Builder) rueidis.Completed { return b.Get().Key(s.key(id)).Build() }).AsBytes()
 	if err != nil {
-		return driver.Record{}, mapError(err)
+		return driver.Record{}, s.mapError(err)
 	}
 	return s.decode(b)
 }
@@ -96,7 +140,7 @@ func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 	if err != nil {
 		return err
 	}
-	_, err = s.exec(ctx, s.save, id, prev, rec.Expires, rueidis.BinaryString(blob))
+	_, err = s.exec(ctx, s.save, true, id, prev, rec.Expires, rueidis.BinaryString(blob))
 	return err
 }
 
@@ -112,7 +156,7 @@ func (s *Store) Merge(ctx context.Context, id driver.ID, base, next driver.Recor
 	for _, c := range changes {
 		args = append(args, c.Name)
 	}
-	merged, err := s.exec(ctx, s.merge, id, base.Revision, next.Expires, args...)
+	merged, err := s.exec(ctx, s.merge, true, id, base.Revision, next.Expires, args...)
 	switch {
 	case err != nil:
 		return driver.Record{}, err
@@ -122,23 +166,36 @@ func (s *Store) Merge(ctx context.Context, id driver.ID, base, next driver.Recor
 	return driver.Decode(merged)
 }
 
-// Touch gives the stored record next's Seen, Expires and Revision if its revision is prev. It sends no fields.
+// Touch gives the stored record next's Seen, Expires and Revision if its revision is prev. It sends no fields. It does not
+// wait for replicas: one that is lost shortens a session by as much as it would have extended it, no more.
 func (s *Store) Touch(ctx context.Context, id driver.ID, next driver.Record, prev uint64) error {
 	next.User, next.Fields = "", driver.Fields{}
 	blob, err := s.encode(next)
 	if err != nil {
 		return err
 	}
-	_, err = s.exec(ctx, s.touch, id, prev, next.Expires, rueidis.BinaryString(blob[1:33]))
+	_, err = s.exec(ctx, s.touch, false, id, prev, next.Expires, rueidis.BinaryString(blob[1:33]))
 	return err
 }
 
 // Delete ends the session. Ending an absent one is not an error. No script creates a record from a revision other
 // than 0, so nothing that is still under way brings it back.
 func (s *Store) Delete(ctx context.Context, id driver.ID) error {
-	return mapError(s.do(ctx, func(ctx context.Context) rueidis.RedisResult {
+	if s.wait > 0 {
+		w := s.run(ctx, s.remove, true, id, nil)
+		if w.err != nil {
+			return s.mapError(w.err)
+		}
+		return s.confirmed(w.copies)
+	}
+	r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
+		defer s.forget(id)
 		return s.client.Do(ctx, s.client.B().Del().Key(s.key(id)).Build())
-	}).Error())
+	})
+	if err != nil {
+		return err
+	}
+	return s.mapError(r.Error())
 }
 
 // Describe says what the server said of itself when the store was opened.
@@ -148,46 +205,21 @@ func (s *Store) Describe() driver.Description { return s.description }
 func (s *Store) Close() error {
 	s.close.Do(func() {
 		close(s.closing)
-		s.client.Close() // answers what it can within a second per connection
+		// It answers what it can within a second per connection; some of what it waits for does not end by itself.
+		giveUp := time.AfterFunc(time.Second, s.cancel)
+		s.client.Close()
+		giveUp.Stop()
 		s.cancel()
 		for range cap(s.slots) {
 			s.slots <- struct{}{}
 		}
 		s.client.Close() // also a connection that was being made meanwhile
+		s.watchers.Wait()
+		if s.sentinels != nil {
+			s.sentinels.close()
+		}
 	})
 	return nil
-}
-
-// exec runs one of the scripts and returns the record it replied with, if any.
-func (s *Store) exec(ctx context.Context, script *rueidis.Lua, id driver.ID, prev uint64, expires time.Time, args ...string) ([]byte, error) {
-	now := time.Now().UnixMilli()
-	// The life of the key is relative, so that a server whose clock is wrong does not end sessions early. A record
-	// that has expired replaces the one before it for a millisecond. The bound keeps far-away dates from overflowing.
-	life := min(max(expires.UnixMilli()-now, 1), 1<<52)
-	args = append([]string{bytes8(prev), bytes8(uint64(now)), strconv.FormatInt(life, 10)}, args...)
-	reply, err := s.do(ctx, func(ctx context.Context) rueidis.RedisResult {
-		return script.Exec(ctx, s.client, []string{s.key(id)}, args)
-	}).ToMessage()
-	if err != nil {
-		return nil, mapError(err)
-	}
-	if reply.IsString() {
-		return reply.AsBytes()
-	}
-	code, err := reply.AsInt64()
-	switch {
-	case err == nil && code == replyDone:
-		return nil, nil
-	case err == nil && code == replyMissing:
-		return nil, driver.ErrNotFound
-	case err == nil && code == replyConflict:
-		return nil, driver.ErrConflict
-	case err == nil && code == replyVersion:
-		return nil, driver.ErrVersion
-	case err == nil && code == replyCorrupt:
-		return nil, driver.ErrCorrupt
-	}
-	return nil, driver.Unavailable(fmt.Errorf("redis: the script's reply is not one of its own (is this server Redis?)"))
 }
 
 func (s *Store) key(id driver.ID) string { return s.prefix + id.Hex() }

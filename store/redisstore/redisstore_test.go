@@ -3,7 +3,9 @@ package redisstore_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,10 +24,18 @@ var (
 	_ driver.Merger    = (*redisstore.Store)(nil)
 	_ driver.Toucher   = (*redisstore.Store)(nil)
 	_ driver.Lister    = (*redisstore.Store)(nil)
+	_ driver.Stater    = (*redisstore.Store)(nil)
 	_ driver.Describer = (*redisstore.Store)(nil)
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests that are parallel wait for servers to notice things, most of the time.
+	if runtime.GOMAXPROCS(0) < 6 {
+		_ = flag.Set("test.parallel", "6") // the flag exists
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // TestOneCommand counts what the server is sent: one command a call, whatever happens to it.
 func TestOneCommand(t *testing.T) {
@@ -87,7 +97,7 @@ func sent(t *testing.T, admin rueidis.Client) string {
 		name, rest, _ := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
 		n, _, _ := strings.Cut(rest, ",")
 		switch name {
-		case "evalsha", "eval", "get", "del", "scan", "mget":
+		case "evalsha", "eval", "get", "del", "scan", "mget", "wait":
 			out = append(out, name+"="+n)
 		}
 	}

@@ -10,9 +10,57 @@ import (
 
 // TestStore proves the contract, with two clients too, while the server is up and while it is frozen.
 func TestStore(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Redis(t)
-	open := func(t testing.TB) driver.Store { return mustOpen(t, "redis://"+srv.Addr) }
-	storetest.Run(t, open, storetest.Options{
+	prove(t, "redis://"+srv.Addr, func() func() {
+		srv.Freeze()
+		return srv.Thaw
+	})
+}
+
+// TestStoreOnSentinel proves it on a primary that Sentinel names, with a replica that confirms every write.
+func TestStoreOnSentinel(t *testing.T) {
+	t.Parallel()
+	set := testserver.RedisSentinel(t)
+	open := func(t testing.TB) driver.Store {
+		return mustOpen(t, "redis-sentinel://"+set.Addrs()+"?wait=1&wait_timeout=5s&master="+set.Name)
+	}
+	var o storetest.Options
+	if testserver.Scale(0, 1) == 1 { // to the server it is no other than TestStore's
+		o.Peer = func(t testing.TB, _ driver.Store) driver.Store { return open(t) }
+	}
+	storetest.Run(t, open, o)
+}
+
+// TestStoreOnCluster proves it on a cluster.
+func TestStoreOnCluster(t *testing.T) {
+	t.Parallel()
+	set := testserver.RedisCluster(t)
+	prove(t, "redis-cluster://"+set.Addrs(), nil)
+}
+
+// TestStoreOnClusterWithWait proves it on a cluster, with replicas that confirm every write.
+func TestStoreOnClusterWithWait(t *testing.T) {
+	if testserver.Scale(0, 1) == 0 {
+		t.Skip("in make soak; TestWaitInCluster and TestClusterSlotsMove are about what is different")
+	}
+	t.Parallel()
+	set := testserver.RedisCluster(t)
+	storetest.Run(t, func(t testing.TB) driver.Store {
+		return mustOpen(t, "redis-cluster://"+set.Nodes[4].Addr+"?wait=1&wait_timeout=5s")
+	})
+}
+
+// TestStoreWithCache proves it with a cache, for one client: another sees a change a moment later.
+func TestStoreWithCache(t *testing.T) {
+	t.Parallel()
+	srv := testserver.Redis(t)
+	storetest.Run(t, func(t testing.TB) driver.Store { return mustOpen(t, "redis://"+srv.Addr+"?cache=64MB&cache_ttl=1m") })
+}
+
+func prove(t *testing.T, url string, outage func() func()) {
+	open := func(t testing.TB) driver.Store { return mustOpen(t, url) }
+	o := storetest.Options{
 		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
 		Reopen: func(t testing.TB, s driver.Store) driver.Store {
 			if err := s.Close(); err != nil {
@@ -20,9 +68,9 @@ func TestStore(t *testing.T) {
 			}
 			return open(t)
 		},
-		Outage: func(testing.TB, driver.Store) func() {
-			srv.Freeze()
-			return srv.Thaw
-		},
-	})
+	}
+	if outage != nil {
+		o.Outage = func(testing.TB, driver.Store) func() { return outage() }
+	}
+	storetest.Run(t, open, o)
 }
