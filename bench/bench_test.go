@@ -10,31 +10,41 @@ import (
 	"time"
 )
 
-var redisServer struct {
-	once sync.Once
-	addr string
-	stop func()
-	err  error
+// shared are the servers that all tests share, by kind.
+var shared struct {
+	mu      sync.Mutex // mu guards the fields below
+	servers map[string]server
+	stops   []func()
 }
 
-// mustRedis returns the address of a Redis server that all tests share.
-func mustRedis(t testing.TB) string {
+// mustServer returns a server that all tests share, or the memory.
+func mustServer(t testing.TB, kind string) server {
 	t.Helper()
-	s := &redisServer
-	s.once.Do(func() { s.addr, s.stop, s.err = startRedis() })
-	if s.err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(s.err)
-		}
-		t.Skip(s.err)
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	at, ok := shared.servers[kind]
+	if ok || kind == "memory" {
+		return at
 	}
-	return s.addr
+	at, stop, err := startServer(kind)
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	if shared.servers == nil {
+		shared.servers = make(map[string]server)
+	}
+	shared.servers[kind] = at
+	shared.stops = append(shared.stops, stop)
+	return at
 }
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if redisServer.stop != nil {
-		redisServer.stop()
+	for _, stop := range shared.stops {
+		stop()
 	}
 	os.Exit(status)
 }
@@ -43,17 +53,14 @@ func TestMain(m *testing.M) {
 //
 //	go test -run '^$' -bench 'Request/memory/0.23_KB,_10_fields/read/holdfast' -cpuprofile cpu.out
 func BenchmarkRequest(b *testing.B) {
-	for _, store := range []string{"memory", "redis"} {
+	for _, store := range allStores {
 		b.Run(store, func(b *testing.B) {
-			addr := ""
-			if store == "redis" {
-				addr = mustRedis(b)
-			}
+			at := mustServer(b, store)
 			for _, sh := range shapes(true) {
 				b.Run(sh.String(), func(b *testing.B) {
 					for _, o := range operations {
 						for _, lib := range able(store, o) {
-							b.Run(fmt.Sprintf("%s/%s", o, lib.name), func(b *testing.B) { benchmark(b, lib, o, sh, addr) })
+							b.Run(fmt.Sprintf("%s/%s", o, lib.name), func(b *testing.B) { benchmark(b, lib, o, sh, at) })
 						}
 					}
 				})
@@ -62,8 +69,8 @@ func BenchmarkRequest(b *testing.B) {
 	}
 }
 
-func benchmark(b *testing.B, lib library, o operation, sh shape, redis string) {
-	a, err := lib.open(o.setup(redis))
+func benchmark(b *testing.B, lib library, o operation, sh shape, at server) {
+	a, err := lib.open(o.setup(at))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -74,7 +81,7 @@ func benchmark(b *testing.B, lib library, o operation, sh shape, redis string) {
 		b.Skip(err) // too large for a cookie
 	}
 	b.ReportAllocs()
-	if redis != "" && !o.consumes() {
+	if at.kind != "" && !o.consumes() {
 		b.SetParallelism(16 / runtime.GOMAXPROCS(0))
 		b.RunParallel(func(pb *testing.PB) {
 			var r http.Request
@@ -131,24 +138,23 @@ func TestBars(t *testing.T) {
 		}
 	}
 	t.Run("memory", func(t *testing.T) { check(t, measureMemory(small, e)) })
-	t.Run("redis", func(t *testing.T) {
-		table, err := measureRedis(small, mustRedis(t), e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		check(t, table)
-	})
+	for _, store := range allStores[1:] {
+		t.Run(store, func(t *testing.T) {
+			table, err := measureServer(small, mustServer(t, store), e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, table)
+		})
+	}
 }
 
 func TestNoHarm(t *testing.T) {
-	for _, store := range []string{"memory", "redis"} {
+	for _, store := range allStores {
 		t.Run(store, func(t *testing.T) {
-			addr := ""
-			if store == "redis" {
-				addr = mustRedis(t)
-			}
+			at := mustServer(t, store)
 			for _, lib := range able(store, opRead) {
-				d, err := harm(lib, addr)
+				d, err := harm(lib, at)
 				if err != nil {
 					t.Errorf("%s: %v", lib.name, err)
 				}
@@ -164,14 +170,11 @@ func TestNoHarm(t *testing.T) {
 // TestOperations proves that the libraries do what is measured: a write is read again, a renewed session has another
 // token and the old one is worth nothing, a session that ended is empty.
 func TestOperations(t *testing.T) {
-	for _, store := range []string{"memory", "redis"} {
-		addr := ""
-		if store == "redis" {
-			addr = mustRedis(t)
-		}
+	for _, store := range allStores {
+		at := mustServer(t, store)
 		for _, lib := range able(store, opRead) {
 			t.Run(store+"/"+lib.name, func(t *testing.T) {
-				a, err := lib.open(setup{redis: addr})
+				a, err := lib.open(setup{server: at})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -62,9 +62,9 @@ func (a *app) handle(f func(http.ResponseWriter, *http.Request) error) http.Hand
 }
 
 // harm tries what a library does to sessions when requests overlap.
-func harm(lib library, redis string) (damage, error) {
+func harm(lib library, at server) (damage, error) {
 	d := damage{writers: 50, logouts: 20}
-	a, err := lib.open(setup{redis: redis})
+	a, err := lib.open(setup{server: at})
 	if err != nil {
 		return d, err
 	}

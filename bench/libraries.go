@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/alexedwards/scs/goredisstore"
+	"github.com/alexedwards/scs/mysqlstore"
+	"github.com/alexedwards/scs/pgxstore"
 	"github.com/alexedwards/scs/v2"
 	"github.com/alexedwards/scs/v2/memstore"
 	"github.com/gorilla/sessions"
@@ -15,8 +18,12 @@ import (
 
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 	"github.com/holdfast-sessions/holdfast/store/redisstore"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/postgres"
 )
 
 const (
@@ -41,7 +48,7 @@ type app struct {
 
 // setup says how an app is set up.
 type setup struct {
-	redis string // address of the server; "": in memory
+	server
 	// idle switches the idle timeout on. (Holdfast's always is.)
 	idle bool
 	// due makes every session that Holdfast loads look as if it had last been seen two minutes ago, so that its idle
@@ -52,7 +59,7 @@ type setup struct {
 // A library is one row of a table.
 type library struct {
 	name   string
-	stores []string // with which it is compared: "memory", "redis"
+	stores []string // with which it is compared
 	can    func(operation) bool
 	open   func(setup) (*app, error)
 }
@@ -85,9 +92,9 @@ var libraries = []library{
 	{name: contextName, stores: []string{"memory"}, can: ignoring, open: func(setup) (*app, error) {
 		return &app{wrap: wrapWriterAndContext, close: func() {}}, nil
 	}},
-	{name: holdfastName, stores: []string{"memory", "redis"}, can: everything, open: openHoldfast},
-	{name: scsName, stores: []string{"memory", "redis"}, can: everything, open: func(s setup) (*app, error) { return openSCS(s, scs.GobCodec{}) }},
-	{name: scsJSONName, stores: []string{"memory", "redis"}, can: everything, open: func(s setup) (*app, error) { return openSCS(s, jsonCodec{}) }},
+	{name: holdfastName, stores: allStores, can: everything, open: openHoldfast},
+	{name: scsName, stores: allStores, can: everything, open: func(s setup) (*app, error) { return openSCS(s, scs.GobCodec{}) }},
+	{name: scsJSONName, stores: allStores, can: everything, open: func(s setup) (*app, error) { return openSCS(s, jsonCodec{}) }},
 	{name: gorillaName, stores: []string{"memory"}, can: allButRenew, open: openGorilla},
 }
 
@@ -146,41 +153,62 @@ var fieldNames = func() (names [100]string) {
 
 func fieldName(i int) string { return fieldNames[i] }
 
-// dueMemory and dueRedis make every record look old; see setup.
+// dueMemory and its like make every record look old; see setup.
 type (
 	dueMemory struct{ *memory.Store }
 	dueRedis  struct{ *redisstore.Store }
+	dueSQL    struct{ *sqlstore.Store }
 )
 
-const seenAgo = idleTimeout / 15
+func old(rec driver.Record, err error) (driver.Record, error) {
+	rec.Seen = rec.Seen.Add(-idleTimeout / 15)
+	return rec, err
+}
 
 func (s dueMemory) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
-	rec, err := s.Store.Load(ctx, id)
-	rec.Seen = rec.Seen.Add(-seenAgo)
-	return rec, err
+	return old(s.Store.Load(ctx, id))
 }
 
 func (s dueRedis) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
-	rec, err := s.Store.Load(ctx, id)
-	rec.Seen = rec.Seen.Add(-seenAgo)
-	return rec, err
+	return old(s.Store.Load(ctx, id))
+}
+
+func (s dueSQL) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
+	return old(s.Store.Load(ctx, id))
+}
+
+// openStore opens Holdfast's store.
+func openStore(s setup) (driver.Store, error) {
+	switch ctx := context.Background(); s.kind {
+	case "redis":
+		r, err := redisstore.Open(ctx, "redis://"+s.addr+"?prefix=holdfast:")
+		if err != nil || !s.due {
+			return r, err
+		}
+		return dueRedis{r}, nil
+	case "mysql", "postgres":
+		open := mysql.Open
+		if s.kind == "postgres" {
+			open = postgres.Open
+		}
+		url := s.kind + "://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + s.addr + "/" + testserver.Database
+		r, err := open(ctx, url+"?max_conns="+strconv.Itoa(connections))
+		if err != nil || !s.due {
+			return r, err
+		}
+		return dueSQL{r}, nil
+	}
+	if m := memory.New(); s.due {
+		return dueMemory{m}, nil
+	} else {
+		return m, nil
+	}
 }
 
 func openHoldfast(s setup) (*app, error) {
-	var store driver.Store
-	if s.redis == "" {
-		m := memory.New()
-		if store = m; s.due {
-			store = dueMemory{m}
-		}
-	} else {
-		r, err := redisstore.Open(context.Background(), "redis://"+s.redis+"?prefix=holdfast:")
-		if err != nil {
-			return nil, err
-		}
-		if store = r; s.due {
-			store = dueRedis{r}
-		}
+	store, err := openStore(s)
+	if err != nil {
+		return nil, err
 	}
 	m, err := holdfast.New(store, holdfast.Config{Lifetime: lifetime, IdleTimeout: idleTimeout})
 	if err != nil {
@@ -261,12 +289,27 @@ func openSCS(s setup, codec scs.Codec) (*app, error) {
 		m.IdleTimeout = idleTimeout
 	}
 	closer := func() {}
-	if s.redis == "" {
-		m.Store = memstore.NewWithCleanupInterval(0)
-	} else {
-		client := redis.NewClient(&redis.Options{Addr: s.redis})
+	switch s.kind {
+	case "redis":
+		client := redis.NewClient(&redis.Options{Addr: s.addr})
 		closer = func() { _ = client.Close() } // nothing is under way
 		m.Store = goredisstore.New(client)
+	case "mysql":
+		db, err := openMySQL(s.addr)
+		if err != nil {
+			return nil, err
+		}
+		closer = func() { _ = db.Close() }
+		m.Store = mysqlstore.NewWithCleanupInterval(db, 0)
+	case "postgres":
+		pool, err := openPostgres(s.addr)
+		if err != nil {
+			return nil, err
+		}
+		closer = pool.Close
+		m.Store = pgxstore.NewWithCleanupInterval(pool, 0)
+	default:
+		m.Store = memstore.NewWithCleanupInterval(0)
 	}
 	return &app{
 		wrap: m.LoadAndSave,

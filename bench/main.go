@@ -1,8 +1,8 @@
 // Bench compares Holdfast with other session libraries, side by side in one run, and prints tables for
-// docs/BENCHMARKS.md: what a request costs over memory and over Redis, how a session that many requests use at once
+// docs/BENCHMARKS.md: what a request costs over memory, Redis, MariaDB and PostgreSQL, how a session that many requests use at once
 // behaves, and what is lost when requests overlap.
 //
-//	go run . [-all] [-stores memory,redis] [-requests read,write] [-sample 20ms] [-rounds 7] [-update FILE]
+//	go run . [-all] [-stores memory,redis,mysql,postgres] [-requests read,write] [-sample 20ms] [-rounds 7] [-update FILE]
 //
 // Only ratios are worth anything. Every library answers the same requests in turn, round by round, and what is
 // printed is the median round. For profiles use go test -bench.
@@ -10,12 +10,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 )
@@ -23,7 +23,7 @@ import (
 func main() {
 	var e effort
 	all := flag.Bool("all", false, "measure every combination of size and number of fields (minutes)")
-	stores := flag.String("stores", "memory,redis", "where sessions are kept")
+	stores := flag.String("stores", strings.Join(allStores, ","), "where sessions are kept")
 	document := flag.String("update", "", "a Markdown file to put the tables into, such as ../docs/BENCHMARKS.md")
 	flag.DurationVar(&e.sample, "sample", 20*time.Millisecond, "how long one sample takes")
 	flag.IntVar(&e.rounds, "rounds", 7, "how many samples of each row")
@@ -82,34 +82,34 @@ func shapes(all bool) []shape {
 func run(out io.Writer, all bool, stores []string, e effort) error {
 	fmt.Fprintf(out, "%s, %s, %s/%s, %d cores, %d rounds of %v\n", time.Now().Format(time.DateOnly), runtime.Version(),
 		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), e.rounds, e.sample)
-	redis := ""
-	if slices.Contains(stores, "redis") {
-		addr, stop, err := startRedis()
+	var places []server
+	for _, kind := range stores {
+		if kind == "memory" {
+			places = append(places, server{})
+			continue
+		}
+		at, stop, err := startServer(kind)
 		if err != nil {
 			fmt.Fprintf(out, "\n%v\n", err)
-		} else {
-			defer stop()
-			redis = addr
+			continue
 		}
+		defer stop()
+		places = append(places, at)
 	}
 	var bars []bar
-	if slices.Contains(stores, "memory") {
+	for _, at := range places {
 		for _, sh := range shapes(all) {
-			t := measureMemory(sh, e)
-			t.print(out)
-			if sh == small {
-				bars = append(bars, t.bars()...)
-			}
-		}
-	}
-	if redis != "" {
-		for _, sh := range shapes(all) {
-			if sh == large && !all {
+			var t table
+			switch {
+			case at.kind == "":
+				t = measureMemory(sh, e)
+			case sh == large && !all:
 				continue // the network of loopback is all that it shows
-			}
-			t, err := measureRedis(sh, redis, e)
-			if err != nil {
-				return err
+			default:
+				var err error
+				if t, err = measureServer(sh, at, e); err != nil {
+					return err
+				}
 			}
 			t.print(out)
 			if sh == small {
@@ -118,16 +118,14 @@ func run(out io.Writer, all bool, stores []string, e effort) error {
 		}
 	}
 	longer := effort{e.rounds, 10 * e.sample, e.requests} // for a p99 that is one
-	if slices.Contains(stores, "memory") && e.wants(opMix) {
-		printParallel(out, "One session that 16 requests use at a time, every tenth writing, in memory",
-			compare(able("memory", opMix), load{operation: opMix, shape: small, sessions: 1, atATime: 16}, longer))
-	}
-	if redis != "" && e.wants(opMix) {
-		printParallel(out, "The same over Redis",
-			compare(able("redis", opMix), load{operation: opMix, shape: small, redis: redis, sessions: 1, atATime: 16}, longer))
+	for _, at := range places {
+		if store := cmp.Or(at.kind, "memory"); e.wants(opMix) {
+			printParallel(out, "One session that 16 requests use at a time, every tenth writing: "+titles[store],
+				compare(able(store, opMix), load{operation: opMix, shape: small, server: at, sessions: 1, atATime: 16}, longer))
+		}
 	}
 	if len(e.requests) == 0 {
-		if err := printHarm(out, stores, redis); err != nil {
+		if err := printHarm(out, places); err != nil {
 			return err
 		}
 	}

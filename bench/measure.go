@@ -210,7 +210,7 @@ type load struct {
 
 // probe sets a library up for l and finds out how many requests fill a sample.
 func (l load) probe(lib library, e effort) (probe, error) {
-	a, err := lib.open(l.operation.setup(l.redis))
+	a, err := lib.open(l.operation.setup(l.server))
 	if err != nil {
 		return probe{}, err
 	}

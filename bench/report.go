@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"runtime"
@@ -13,7 +14,7 @@ import (
 type comparison struct {
 	operation operation
 	all       []*contender
-	wire      map[string]wire // by library, over Redis
+	wire      map[string]wire // by library, over a server
 }
 
 func (c comparison) of(name string) *contender {
@@ -44,24 +45,24 @@ func measureMemory(sh shape, e effort) table {
 	return t
 }
 
-func measureRedis(sh shape, redis string, e effort) (table, error) {
-	t := table{"redis", sh, nil}
+func measureServer(sh shape, at server, e effort) (table, error) {
+	t := table{at.kind, sh, nil}
 	for _, o := range operations {
 		if !e.wants(o) || o == opNoCookie { // which has nothing to do with the store
 			continue
 		}
-		if err := emptyRedis(redis); err != nil {
+		if err := empty(at); err != nil {
 			return t, err
 		}
 		c := comparison{operation: o, wire: make(map[string]wire)}
-		for _, lib := range able("redis", o) {
-			w, err := overTheWire(lib, o, sh, redis)
+		for _, lib := range able(at.kind, o) {
+			w, err := overTheWire(lib, o, sh, at)
 			if err != nil {
 				return t, fmt.Errorf("%s, %s: %w", lib.name, o, err)
 			}
 			c.wire[lib.name] = w
 		}
-		c.all = compare(able("redis", o), load{operation: o, shape: sh, redis: redis, sessions: 100, atATime: 16}, e)
+		c.all = compare(able(at.kind, o), load{operation: o, shape: sh, server: at, sessions: 100, atATime: 16}, e)
 		t.rows = append(t.rows, c)
 	}
 	return t, nil
@@ -114,8 +115,8 @@ func factor(c, base *contender, f func(usage) float64) string {
 }
 
 func (t table) print(out io.Writer) {
-	if t.store == "redis" {
-		t.printRedis(out)
+	if t.store != "memory" {
+		t.printServer(out)
 		return
 	}
 	g := newGrid(out, fmt.Sprintf("Memory, %v, one request at a time on one core", t.shape),
@@ -138,9 +139,9 @@ func (t table) print(out io.Writer) {
 	g.flush()
 }
 
-func (t table) printRedis(out io.Writer) {
-	g := newGrid(out, fmt.Sprintf("Redis on loopback, %v, 100 sessions, 16 requests at a time", t.shape),
-		"request", "library", "round trips", "wire B", "requests/s", "holdfast ×", "p50 µs", "p99 µs", "CPU µs", "allocs")
+func (t table) printServer(out io.Writer) {
+	g := newGrid(out, fmt.Sprintf("%s on loopback, %v, 100 sessions, 16 requests at a time", titles[t.store], t.shape),
+		"request", "library", "round trips", "statements", "wire B", "requests/s", "holdfast ×", "p50 µs", "p99 µs", "CPU µs", "allocs")
 	for _, row := range t.rows {
 		base := row.of(holdfastName)
 		for i, c := range row.all {
@@ -149,11 +150,15 @@ func (t table) printRedis(out io.Writer) {
 				name = ""
 			}
 			if c.err != nil {
-				g.row(name, c.library.name, shorten(c.err), "", "", "", "", "", "", "")
+				g.row(name, c.library.name, shorten(c.err), "", "", "", "", "", "", "", "")
 				continue
 			}
 			w := row.wire[c.library.name]
-			g.row(name, c.library.name, fmt.Sprintf("%.3g", w.roundTrips), fmt.Sprintf("%.0f", w.bytes),
+			statements := "-"
+			if t.store != "redis" {
+				statements = fmt.Sprintf("%.3g", w.statements)
+			}
+			g.row(name, c.library.name, fmt.Sprintf("%.3g", w.roundTrips), statements, fmt.Sprintf("%.0f", w.bytes),
 				fmt.Sprintf("%.0f", c.median(usage.rate)), factor(c, base, wallOf),
 				microseconds(c.median(percentile(0.5))), microseconds(c.median(percentile(0.99))),
 				microseconds(c.median(cpuOf)), fmt.Sprintf("%.0f", c.median(allocsOf)))
@@ -187,22 +192,17 @@ func printParallel(out io.Writer, title string, all []*contender) {
 	g.flush()
 }
 
-func printHarm(out io.Writer, stores []string, redis string) error {
+func printHarm(out io.Writer, places []server) error {
 	g := newGrid(out, "What overlapping requests do", "library", "store", "lost writes of different fields",
 		"lost increments", "logouts undone", "cookie works after logout")
-	for _, store := range stores {
-		if store == "redis" && redis == "" {
-			continue
-		}
+	for _, at := range places {
+		store := cmp.Or(at.kind, "memory")
 		for _, lib := range able(store, opRead) {
-			addr, kept := "", store
-			if store == "redis" {
-				addr = redis
-			}
+			kept := store
 			if lib.name == gorillaName {
 				kept = "cookie"
 			}
-			d, err := harm(lib, addr)
+			d, err := harm(lib, at)
 			if err != nil {
 				return fmt.Errorf("%s over %s: %w", lib.name, store, err)
 			}
@@ -261,8 +261,8 @@ func (t table) contender(o operation, library string) *contender {
 
 // bars returns how t compares with what Holdfast has to reach.
 func (t table) bars() (bars []bar) {
-	if t.store == "redis" {
-		return t.redisBars()
+	if t.store != "memory" {
+		return t.serverBars()
 	}
 	noCookie, ours, wrapped := t.contender(opNoCookie, holdfastName), t.contender(opUntouched, holdfastName), t.contender(opUntouched, contextName)
 	if noCookie != nil && ours != nil {
@@ -287,18 +287,24 @@ func (t table) bars() (bars []bar) {
 	return bars
 }
 
-func (t table) redisBars() (bars []bar) {
+func (t table) serverBars() (bars []bar) {
+	on := titles[t.store]
 	for _, row := range t.rows {
-		more := row.wire[holdfastName].roundTrips - row.wire[scsName].roundTrips
+		ours, theirs := row.wire[holdfastName], row.wire[scsName]
 		if row.operation != opMix {
 			// The client asks now and then whether the server is alive.
-			bars = append(bars, bar{fmt.Sprintf("%s over Redis: round trips more than scs", row.operation), more, 0.04, true, true})
+			bars = append(bars, bar{fmt.Sprintf("%s over %s: round trips more than scs", row.operation, on), ours.roundTrips - theirs.roundTrips, 0.04, true, true})
+			if t.store != "redis" {
+				bars = append(bars, bar{fmt.Sprintf("%s over %s: statements more than scs", row.operation, on), ours.statements - theirs.statements, 0.04, true, true})
+			}
 			continue
 		}
-		const what = "idle timeout on, every tenth request writes"
-		bars = append(bars, bar{what + ": round trips fewer than scs", -more, 0.5, false, true})
-		if ours, theirs := row.of(holdfastName), row.of(scsName); ours.err == nil && theirs.err == nil {
-			bars = append(bars, bar{what + ": times the rate of scs", theirs.times(ours, wallOf), 1.3, false, false})
+		what := "idle timeout on, every tenth request writes, over " + on
+		bars = append(bars, bar{what + ": round trips fewer than scs", theirs.roundTrips - ours.roundTrips, 0.5, false, true})
+		for _, name := range []string{scsName, scsJSONName} {
+			if ours, theirs := row.of(holdfastName), row.of(name); ours.err == nil && theirs != nil && theirs.err == nil {
+				bars = append(bars, bar{what + ": times the rate of " + name, theirs.times(ours, wallOf), 1.3, false, false})
+			}
 		}
 	}
 	return bars

@@ -33,8 +33,8 @@ var operations = []operation{opNoCookie, opUntouched, opRead, opWrite, opTouch, 
 func (o operation) consumes() bool { return o == opRenew || o == opEnd }
 
 // setup returns how an app is set up for this kind of request.
-func (o operation) setup(redis string) setup {
-	return setup{redis: redis, idle: o == opTouch || o == opMix, due: o == opTouch}
+func (o operation) setup(at server) setup {
+	return setup{server: at, idle: o == opTouch || o == opMix, due: o == opTouch}
 }
 
 // A shape is how large a session is.
