@@ -203,7 +203,7 @@ func compare(libraries []library, l load, e effort) []*contender {
 type load struct {
 	operation operation
 	shape     shape
-	redis     string // address of the server that keeps the sessions; "": in memory
+	server    server // that keeps the sessions
 	sessions  int    // how many different ones the requests have; 0: one
 	atATime   int    // how many requests run at a time; 0: one after the other
 }
