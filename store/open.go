@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
+	"github.com/holdfast-sessions/holdfast/store/memcached"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 	"github.com/holdfast-sessions/holdfast/store/redisstore"
 )
@@ -20,10 +21,11 @@ import (
 // ErrURL says that an address is not one of a store that Open knows: nothing was opened, nor could be.
 var ErrURL = errors.New("not the URL of a store")
 
-const known = "memory:, file:/directory, redis://host:port or rediss://host:port"
+const known = "memory:, file:/directory, redis://host:port, rediss://host:port or memcached://host:port,host:port"
 
-// Open opens the store that rawURL names: memory:, file:/directory, redis://… or rediss://…. What follows the scheme
-// is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
+// Open opens the store that rawURL names: memory:, file:/directory, redis://…, rediss://… or memcached://…. What follows
+// the scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a
+// password.
 func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 	switch scheme := schemeOf(rawURL); scheme {
 	case "memory":
@@ -35,6 +37,8 @@ func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 		return filestore.OpenURL(ctx, rawURL)
 	case "redis", "rediss":
 		return redisstore.Open(ctx, rawURL)
+	case "memcached":
+		return memcached.Open(ctx, rawURL)
 	case "":
 		return nil, fmt.Errorf("%w: it has no scheme (want %s)", ErrURL, known)
 	default:

@@ -18,6 +18,8 @@ func TestOpen(t *testing.T) {
 		"memory": "memory:",
 		"file":   "file:" + dir,
 		"redis":  "REDIS://" + testserver.Redis(t).Addr + "?prefix=test:",
+
+		"memcached": "Memcached://" + testserver.Memcached(t).Addr + "?prefix=test:",
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := store.Open(t.Context(), rawURL)
@@ -42,7 +44,7 @@ func TestOpenRefuses(t *testing.T) {
 		want    string
 		unknown bool // ErrURL
 	}{
-		{"", "it has no scheme (want memory:, file:/directory, redis://host:port or rediss://host:port)", true},
+		{"", "it has no scheme (want memory:, file:/directory, redis://host:port, rediss://host:port or memcached://host:port,host:port)", true},
 		{secret, "no scheme", true},
 		{":" + secret + "@host", "no scheme", true},
 		{"/var/lib/sessions", "no scheme", true},

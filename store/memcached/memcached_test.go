@@ -1,0 +1,138 @@
+package memcached_test
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
+	"github.com/holdfast-sessions/holdfast/store/memcached"
+)
+
+var (
+	_ driver.Store     = (*memcached.Store)(nil)
+	_ driver.Lister    = (*memcached.Store)(nil)
+	_ driver.Stater    = (*memcached.Store)(nil)
+	_ driver.Describer = (*memcached.Store)(nil)
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var quiet = memcached.Config{Logger: slog.New(slog.DiscardHandler)}
+
+func mustOpen(t testing.TB, url string) *memcached.Store {
+	t.Helper()
+	s, err := memcached.Open(t.Context(), url, quiet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("Close = %v", err)
+		}
+	})
+	return s
+}
+
+// mustServers starts n servers and returns the URL of a store over them, without options.
+func mustServers(t testing.TB, n int, o ...testserver.MemcachedOptions) ([]*testserver.Server, string) {
+	t.Helper()
+	var srvs []*testserver.Server
+	var addrs []string
+	for range n {
+		srv := testserver.Memcached(t, o...)
+		srvs, addrs = append(srvs, srv), append(addrs, srv.Addr)
+	}
+	return srvs, "memcached://" + strings.Join(addrs, ",")
+}
+
+func mustSave(t testing.TB, s *memcached.Store, id driver.ID, rec driver.Record, prev uint64) {
+	t.Helper()
+	if err := s.Save(t.Context(), id, rec, prev); err != nil {
+		t.Fatalf("Save(%s) = %v", id, err)
+	}
+}
+
+func mustLoad(t testing.TB, s *memcached.Store, id driver.ID) driver.Record {
+	t.Helper()
+	rec, err := s.Load(t.Context(), id)
+	if err != nil {
+		t.Fatalf("Load(%s) = %v", id, err)
+	}
+	return rec
+}
+
+func mustDelete(t testing.TB, s *memcached.Store, id driver.ID) {
+	t.Helper()
+	if err := s.Delete(t.Context(), id); err != nil {
+		t.Fatalf("Delete(%s) = %v", id, err)
+	}
+}
+
+func wantStored(t testing.TB, s *memcached.Store, id driver.ID, want driver.Record) {
+	t.Helper()
+	got := mustLoad(t, s, id)
+	if got.Revision != want.Revision || got.User != want.User || !got.Fields.Equal(want.Fields) || !got.Expires.Equal(want.Expires) {
+		t.Errorf("%s is revision %d of %q, want %d of %q, or its fields differ", id, got.Revision, got.User, want.Revision, want.User)
+	}
+}
+
+func wantErr(t testing.TB, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s = %v, want %v", what, err, want)
+	}
+	for _, not := range []error{driver.ErrNotFound, driver.ErrConflict, driver.ErrUnavailable} {
+		if not != want && errors.Is(err, not) && !errors.Is(want, not) {
+			t.Errorf("%s = %v, which says %q too", what, err, not)
+		}
+	}
+}
+
+func idOf(n int) driver.ID {
+	return driver.ID{0: byte(n), 1: 0xab, 28: byte(n >> 24), 29: byte(n >> 16), 30: byte(n >> 8), 31: byte(n)}
+}
+
+func key(id driver.ID) string { return "holdfast:" + id.Hex() }
+
+// record returns a new record: pairs are names and values of fields in turn.
+func record(user string, pairs ...string) driver.Record {
+	now := time.UnixMilli(time.Now().UnixMilli())
+	rec := driver.Record{User: user, Created: now, Seen: now, Expires: now.Add(time.Hour), Revision: driver.NewRevision(0)}
+	for i := 0; i < len(pairs); i += 2 {
+		rec.Fields = rec.Fields.With(set(pairs[i], pairs[i+1]))
+	}
+	return rec
+}
+
+// after returns a record that replaces rec.
+func after(rec driver.Record, changes ...driver.Change) driver.Record {
+	rec.Revision = driver.NewRevision(rec.Revision)
+	rec.Fields = rec.Fields.With(changes...)
+	return rec
+}
+
+func set(name, value string) driver.Change { return driver.Change{Name: name, Value: []byte(value)} }
+
+// eventually repeats f until it returns nil.
+func eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	deadline, tick := time.After(15*time.Second), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%s: still %v", what, err)
+		case <-tick.C:
+		}
+	}
+}
