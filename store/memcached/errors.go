@@ -20,12 +20,15 @@ func isMiss(err error) bool      { return errors.Is(err, memcache.ErrCacheMiss) 
 func isExists(err error) bool    { return errors.Is(err, memcache.ErrCASConflict) }
 func isNotStored(err error) bool { return errors.Is(err, memcache.ErrNotStored) }
 
+// isMoved reports whether err says that a condition of a write does not hold.
+func isMoved(err error) bool { return isMiss(err) || isExists(err) || isNotStored(err) }
+
 // mapError returns the driver's error for err, which is what a command was answered with, or why it was not.
 func mapError(err error) error {
 	if err == nil {
 		return nil
 	}
-	for _, known := range []error{driver.ErrUnavailable, driver.ErrNotFound, driver.ErrConflict, driver.ErrTooLarge, driver.ErrVersion, driver.ErrCorrupt} {
+	for _, known := range []error{driver.ErrUnavailable, driver.ErrNotFound, driver.ErrConflict, driver.ErrTooLarge, driver.ErrVersion, driver.ErrCorrupt, errEnded} {
 		if errors.Is(err, known) {
 			return err
 		}

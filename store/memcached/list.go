@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"iter"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
-
-	"github.com/bradfitz/gomemcache/memcache"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 )
@@ -28,35 +27,40 @@ var (
 )
 
 // List yields every record under the prefix, server by server: lru_crawler metadump for the keys, and a get for each
-// hundred of them. It keeps the IDs of one server in memory, 32 bytes each. What is not a record of this release, and what
-// is not on the server where its key belongs, is left out. A server that cannot be asked is an error.
+// hundred of them. It remembers the IDs of a server, with copies=2 those of all, 32 bytes each. What is not a record of
+// this release, and what is not on a server where its key belongs, is left out. A server that cannot be asked is an error.
 func (s *Store) List(ctx context.Context) iter.Seq2[driver.Item, error] {
 	return func(yield func(driver.Item, error) bool) {
-		for i, srv := range s.servers {
+		yielded := make(map[driver.ID]struct{}) // used with copies=2 only: two servers list each key
+		for i := range s.servers {
 			ids, err := s.ids(ctx, i)
 			if err != nil {
 				yield(driver.Item{}, err)
 				return
 			}
-			for len(ids) > 0 {
-				n := min(len(ids), listPortion)
-				items, err := s.loadAll(ctx, srv, ids[:n])
+			for portion := range slices.Chunk(ids, listPortion) {
+				items, err := s.loadAll(ctx, i, portion)
 				if err != nil {
 					yield(driver.Item{}, err)
 					return
 				}
 				for _, item := range items {
+					if s.copies {
+						if _, dup := yielded[item.ID]; dup {
+							continue
+						}
+						yielded[item.ID] = struct{}{}
+					}
 					if !yield(item, nil) {
 						return
 					}
 				}
-				ids = ids[n:]
 			}
 		}
 	}
 }
 
-// ids returns the IDs whose first server is number i, as it lists them.
+// ids returns the IDs that belong on server number i, as it lists them.
 func (s *Store) ids(ctx context.Context, i int) ([]driver.ID, error) {
 	for {
 		// By hash, the list holds each key that is there all the time. By LRU, which older servers offer alone, one that is
@@ -99,13 +103,17 @@ func (s *Store) dump(ctx context.Context, i int, how string) ([]driver.ID, error
 				return err
 			}
 			id, ok := s.parseKey(key)
-			if _, dup := seen[id]; ok && !dup && s.ring.pick(key) == i {
+			if _, dup := seen[id]; ok && !dup && s.belongs(key, i) {
 				seen[id] = struct{}{}
 				ids = append(ids, id)
 			}
 		}
 	})
 	return ids, err
+}
+
+func (s *Store) belongs(key string, i int) bool {
+	return s.ring.pick(key) == i || s.copies && s.ring.second(key) == i
 }
 
 // nextKey reads a line of a metadump: "key=... exp=... la=... cas=... fetch=... cls=... size=...", with the key as in a
@@ -141,38 +149,60 @@ func (s *Store) parseKey(key string) (driver.ID, bool) {
 	return id, err == nil && s.key(id) == key
 }
 
-// loadAll returns those of the records that are there.
-func (s *Store) loadAll(ctx context.Context, srv *server, ids []driver.ID) ([]driver.Item, error) {
+// loadAll returns those of the records that are there, which server number i has listed. Of two copies the first counts.
+func (s *Store) loadAll(ctx context.Context, i int, ids []driver.ID) ([]driver.Item, error) {
+	byServer := make(map[int][]driver.ID)
+	for _, id := range ids {
+		first := s.ring.pick(s.key(id))
+		byServer[first] = append(byServer[first], id)
+	}
+	var items []driver.Item
+	for first, ids := range byServer {
+		found, missing, err := s.loadFrom(ctx, s.servers[first], ids)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, found...)
+		if first != i && len(missing) > 0 {
+			found, _, err := s.loadFrom(ctx, s.servers[i], missing)
+			if err != nil {
+				return nil, err
+			}
+			for _, item := range found {
+				item.Record.Tag = 0 // see loadEither
+				items = append(items, item)
+			}
+		}
+	}
+	return items, nil
+}
+
+// loadFrom returns the records that a server has, and the IDs of which it has nothing.
+func (s *Store) loadFrom(ctx context.Context, srv *server, ids []driver.ID) (items []driver.Item, missing []driver.ID, err error) {
 	keys := make([]string, len(ids))
 	for i, id := range ids {
 		keys[i] = s.key(id)
 	}
-	var items []driver.Item
-	err := srv.do(ctx, func(l *lane) error {
+	err = srv.do(ctx, func(l *lane) error {
 		values, err := l.client.GetMulti(keys)
 		if err != nil {
 			return err
 		}
-		items = s.records(ids, values, l.life)
+		for i, id := range ids {
+			it := values[keys[i]]
+			if it == nil {
+				missing = append(missing, id)
+				continue
+			}
+			st, err := decode(it.Value)
+			if err != nil {
+				continue
+			}
+			if rec, err := (found{state: st, cas: it.CasID, life: l.life}).live(); err == nil {
+				items = append(items, driver.Item{ID: id, Record: rec})
+			}
+		}
 		return nil
 	})
-	return items, err
-}
-
-func (s *Store) records(ids []driver.ID, values map[string]*memcache.Item, life uint64) []driver.Item {
-	now := time.Now()
-	items := make([]driver.Item, 0, len(ids))
-	for _, id := range ids {
-		it := values[s.key(id)]
-		if it == nil {
-			continue
-		}
-		st, err := decode(it.Value)
-		if err != nil || st.revision(now) == 0 {
-			continue
-		}
-		st.rec.Tag = makeTag(it.CasID, st.rec.Revision, life, st.rec.Expires, now)
-		items = append(items, driver.Item{ID: id, Record: st.rec})
-	}
-	return items
+	return items, missing, err
 }

@@ -46,11 +46,13 @@ func (s *Store) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
 	if s.copies {
 		return s.loadEither(ctx, key)
 	}
-	it, err := s.first(key).load(ctx, key)
+	first := s.first(key)
+	f, err := first.load(ctx, key)
 	if err != nil {
 		return driver.Record{}, err
 	}
-	return it.live()
+	first.count(f)
+	return f.live()
 }
 
 // Save writes rec if the stored revision is prev (0: absent or expired), or returns ErrConflict. It is never sent twice:
@@ -63,13 +65,13 @@ func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 	if s.copies {
 		return s.saveBoth(ctx, item, rec, prev)
 	}
-	return s.first(item.Key).do(ctx, func(l *lane) error { return l.save(item, rec.Tag, prev) })
+	return s.first(item.Key).do(ctx, func(l *lane) error { return l.save(item, rec.Tag, prev, 0) })
 }
 
 // Delete ends the session: what was stored is replaced by a note that it ended, which has a CAS ID of its own, so no
 // save that is still under way succeeds. Ending an absent session is not an error.
 func (s *Store) Delete(ctx context.Context, id driver.ID) error {
-	item := &memcache.Item{Key: s.key(id), Value: ended(), Expiration: int32(endedLife / time.Second)}
+	item := endItem(s.key(id))
 	if s.copies {
 		return s.deleteBoth(ctx, item)
 	}
@@ -108,25 +110,31 @@ func (s *Store) item(id driver.ID, rec driver.Record) (*memcache.Item, error) {
 	return &memcache.Item{Key: s.key(id), Value: value, Expiration: expiration(rec.Expires, time.Now(), s.grace)}, nil
 }
 
+// endItem returns what to send to end a session.
+func endItem(key string) *memcache.Item {
+	return &memcache.Item{Key: key, Value: ended(), Expiration: int32(endedLife / time.Second)}
+}
+
 // found is what a load found.
 type found struct {
 	state
-	cas     uint64
-	tag     uint64
 	missing bool
+	cas     uint64
+	life    uint64 // of the server that has it
 }
 
 // live returns the record, or ErrNotFound.
 func (f found) live() (driver.Record, error) {
-	if f.missing || f.revision(time.Now()) == 0 {
+	now := time.Now()
+	if f.missing || f.revision(now) == 0 {
 		return driver.Record{}, driver.ErrNotFound
 	}
 	r := f.rec
-	r.Tag = f.tag
+	r.Tag = makeTag(f.cas, r.Revision, f.life, r.Expires, now)
 	return r, nil
 }
 
-// load returns what the server has under a key, and counts it.
+// load returns what the server has under a key.
 func (s *server) load(ctx context.Context, key string) (f found, err error) {
 	call := func(l *lane) error {
 		f, err = l.look(key)
@@ -135,15 +143,12 @@ func (s *server) load(ctx context.Context, key string) (f found, err error) {
 	if err = s.do(ctx, call); errors.Is(err, errBroken) {
 		err = s.do(ctx, call)
 	}
-	if err != nil {
-		return found{}, err
-	}
-	s.count(f)
-	return f, nil
+	return f, err
 }
 
+// count counts what a load found.
 func (s *server) count(f found) {
-	switch s.seen.loads.Add(1); {
+	switch {
 	case f.missing:
 		s.seen.missing.Add(1)
 	case f.ended:
@@ -158,58 +163,57 @@ func (l *lane) look(key string) (found, error) {
 	it, err := l.get(key)
 	switch {
 	case isMiss(err):
-		return found{missing: true}, nil
+		return found{missing: true, life: l.life}, nil
 	case err != nil:
 		return found{}, err
 	}
 	st, err := decode(it.Value)
-	if err != nil {
-		return found{}, err
-	}
-	f := found{state: st, cas: it.CasID}
-	f.tag = makeTag(it.CasID, st.rec.Revision, l.life, st.rec.Expires, time.Now())
-	return f, nil
+	return found{state: st, cas: it.CasID, life: l.life}, err
 }
 
-// save stores item if the stored revision is prev. One round trip if prev is 0 and nothing is stored, or if the Tag is
-// that of the stored record; otherwise what is stored has to be looked at. All of that happens on one connection: a
-// server that restarted meanwhile would count its CAS IDs anew.
-func (l *lane) save(item *memcache.Item, tag, prev uint64) error {
-	if prev == 0 {
+// save stores item if the stored revision is prev, that of a missing key being absent. It takes one round trip if prev
+// is 0 and nothing is stored, or if the Tag is that of the stored record; otherwise it has to look first. All of that
+// happens on one connection: a server that restarted meanwhile would count its CAS IDs anew.
+func (l *lane) save(item *memcache.Item, tag, prev, absent uint64) error {
+	if prev == 0 && absent == 0 {
 		if err := l.client.Add(item); !isNotStored(err) {
 			return err
 		}
-	} else if cas, ok := openTag(tag, prev, l.life, l.srv.seen.highest.Load(), time.Now()); ok {
+	} else if cas, ok := openTag(tag, prev, l.life, l.srv.seen.highest.Load(), time.Now()); ok && prev != 0 {
 		item.CasID = cas
-		switch err := l.client.CompareAndSwap(item); {
-		case isMiss(err):
-			l.srv.seen.vanished.Add(1)
-			return driver.ErrConflict
-		case !isExists(err):
+		if err := l.client.CompareAndSwap(item); !isExists(err) && !isMiss(err) {
 			return err
 		}
 	}
 	for {
-		now, err := l.look(item.Key)
-		switch {
-		case err != nil:
-			return err
-		case now.missing && prev != 0:
-			l.srv.seen.vanished.Add(1)
-			return driver.ErrConflict
-		case now.missing:
-			err = l.client.Add(item)
-		case now.revision(time.Now()) != prev:
-			return driver.ErrConflict
-		default:
-			item.CasID = now.cas
-			err = l.client.CompareAndSwap(item)
-		}
-		if !isNotStored(err) && !isExists(err) && !isMiss(err) {
+		f, err := l.look(item.Key)
+		if err != nil {
 			return err
 		}
-		// Somebody else was faster, and so what is stored is no longer what was looked at.
+		stored := absent
+		if !f.missing {
+			stored = f.revision(time.Now())
+		}
+		if stored != prev {
+			if f.missing && absent == 0 {
+				l.srv.seen.vanished.Add(1)
+			}
+			return driver.ErrConflict
+		}
+		if err := l.swap(item, f); !isMoved(err) {
+			return err
+		}
 	}
+}
+
+// swap stores item in place of what was found on this connection. isMoved of its error says that something else is
+// stored by now.
+func (l *lane) swap(item *memcache.Item, f found) error {
+	if f.missing {
+		return l.client.Add(item)
+	}
+	item.CasID = f.cas
+	return l.client.CompareAndSwap(item)
 }
 
 // end stores the note that a session ended. A server that has no memory for it is told to forget the session instead,

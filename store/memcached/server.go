@@ -58,9 +58,9 @@ type server struct {
 
 // counts are what a store has seen of one server since Open.
 type counts struct {
-	loads, missing, ended, expired, vanished, second atomic.Uint64
-	restarts, evictions                              atomic.Uint64
-	highest                                          atomic.Uint64 // the highest CAS ID of this life
+	missing, ended, expired, vanished, second atomic.Uint64
+	restarts, evictions                       atomic.Uint64
+	highest                                   atomic.Uint64 // the highest CAS ID of this life
 }
 
 // lane is a connection and the client that speaks on it.

@@ -12,6 +12,9 @@ import (
 // TestStore proves the contract over three servers, with two clients too, while they are up and while they are frozen.
 func TestStore(t *testing.T) { prove(t, "") }
 
+// TestStoreWithCopies proves the contract with a second copy of each record.
+func TestStoreWithCopies(t *testing.T) { prove(t, "?copies=2") }
+
 func prove(t *testing.T, options string) {
 	var srvs []*testserver.Server
 	var addrs []string

@@ -91,7 +91,7 @@ func parseURL(raw string) (config, error) {
 			return err
 		},
 		"copies": func(v string) (err error) {
-			c.copies, err = between(v, 1, 1)
+			c.copies, err = between(v, 1, 2)
 			return err
 		},
 	})
