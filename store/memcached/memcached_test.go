@@ -1,8 +1,12 @@
 package memcached_test
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +53,80 @@ func mustServers(t testing.TB, n int, o ...testserver.MemcachedOptions) ([]*test
 		srvs, addrs = append(srvs, srv), append(addrs, srv.Addr)
 	}
 	return srvs, "memcached://" + strings.Join(addrs, ",")
+}
+
+// admin speaks memcached's protocol to a server, beside the store.
+type admin struct {
+	t    testing.TB
+	addr string
+}
+
+// do sends commands and returns the first n lines of the answers, without their ends.
+func (a admin) do(commands string, n int) []string {
+	a.t.Helper()
+	conn, err := net.Dial("tcp", a.addr)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // the read says so
+	if _, err := conn.Write([]byte(commands)); err != nil {
+		a.t.Fatal(err)
+	}
+	lines := bufio.NewScanner(conn)
+	var out []string
+	for len(out) < n && lines.Scan() {
+		out = append(out, lines.Text())
+	}
+	if len(out) < n {
+		a.t.Fatalf("%q is answered with %q", commands, out)
+	}
+	return out
+}
+
+// stats returns the server's statistics.
+func (a admin) stats() map[string]string {
+	a.t.Helper()
+	conn, err := net.Dial("tcp", a.addr)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("stats\r\n")); err != nil {
+		a.t.Fatal(err)
+	}
+	info, err := memcached.ParseStats(conn)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return info
+}
+
+// sent is what a server was sent, as it counts: names of commands, each with how often.
+func (a admin) sent(f func()) string {
+	a.t.Helper()
+	before := a.stats()
+	f()
+	after := a.stats()
+	var out []string
+	for _, c := range []struct{ name, stat string }{
+		{"get", "cmd_get"}, {"set", "cmd_set"}, {"stored by cas", "cas_hits"}, {"cas conflict", "cas_badval"}, {"cas miss", "cas_misses"},
+		{"touch", "cmd_touch"}, {"delete", "delete_hits"}, {"delete miss", "delete_misses"},
+	} {
+		if n := number(a.t, after, c.stat) - number(a.t, before, c.stat); n > 0 {
+			out = append(out, fmt.Sprintf("%s=%d", c.name, n))
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+func number(t testing.TB, info map[string]string, name string) int {
+	t.Helper()
+	n, err := strconv.Atoi(info[name])
+	if err != nil {
+		t.Fatalf("statistic %s is %q", name, info[name])
+	}
+	return n
 }
 
 func mustSave(t testing.TB, s *memcached.Store, id driver.ID, rec driver.Record, prev uint64) {

@@ -2,6 +2,7 @@ package memcached
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -212,11 +213,12 @@ func (s *server) connect(ctx context.Context) (*lane, error) {
 	defer s.mu.Unlock()
 	s.retrying = false
 	if err != nil {
-		// A caller that had little time says nothing about the server.
-		if ctx.Err() != nil && time.Since(start) < connectTimeout/2 {
-			return nil, driver.Unavailable(ctx.Err())
-		}
-		if errors.Is(err, context.DeadlineExceeded) {
+		if gaveUp(err) {
+			// A caller that had little time says nothing about the server. (Its deadline may show in the network's errors
+			// before it does in ctx.)
+			if time.Since(start) < connectTimeout/2 {
+				return nil, driver.Unavailable(cmp.Or(ctx.Err(), context.DeadlineExceeded))
+			}
 			err = errors.New("it does not answer")
 		}
 		if s.down == nil {
@@ -240,6 +242,11 @@ func (s *server) connect(ctx context.Context) (*lane, error) {
 	}
 	s.busy[l] = struct{}{}
 	return l, nil
+}
+
+// gaveUp reports whether err says that time was up, or the caller gone.
+func gaveUp(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // dial connects and reads the server's statistics. A server that does not know them (a proxy) has none.

@@ -1,11 +1,9 @@
 package memcached_test
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/storetest"
 )
 
@@ -16,13 +14,8 @@ func TestStore(t *testing.T) { prove(t, "") }
 func TestStoreWithCopies(t *testing.T) { prove(t, "?copies=2") }
 
 func prove(t *testing.T, options string) {
-	var srvs []*testserver.Server
-	var addrs []string
-	for range 3 {
-		srv := testserver.Memcached(t)
-		srvs, addrs = append(srvs, srv), append(addrs, srv.Addr)
-	}
-	url := "memcached://" + strings.Join(addrs, ",") + options
+	srvs, url := mustServers(t, 3)
+	url += options
 	open := func(t testing.TB) driver.Store { return mustOpen(t, url) }
 	storetest.Run(t, open, storetest.Options{
 		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
