@@ -5,17 +5,17 @@ import "time"
 // A Tag is what Load tells a later Save, so that the Save needs one round trip: the CAS ID of what was loaded. Used
 // blindly a CAS ID is not safe, so a Tag carries what makes it so, in 64 bits:
 //
-//	16 bits  until when the record surely lives, in steps of 4 s, modulo three days: a save over a record that expired
+//	20 bits  until when the record surely lives, in steps of 16 s, modulo half a year: a save over a record that expired
 //	         meanwhile has to fail, and the server, which keeps expired records for a while, would take it
-//	48 bits  the CAS ID, exclusive-or a hash of the record's revision and of the server's life: prev alone decides what a
+//	44 bits  the CAS ID, exclusive-or a hash of the record's revision and of the server's life: prev alone decides what a
 //	         Save replaces, and a server that restarted counts its CAS IDs from 1 again
 //
 // A Tag that does not fit the Save at hand opens to a number that is no CAS ID of that server, or, once in some
-// millions, to one that is not this key's: memcached answers EXISTS. Both cost a look at what is stored and nothing else.
+// thousands, to one that is not this key's: memcached answers EXISTS. Both cost a look at what is stored and nothing else.
 const (
-	tagStep  = 4              // seconds
+	tagStep  = 16             // seconds
 	tagLives = 3600 / tagStep // steps for which a Tag is good, at most
-	casBits  = 48
+	casBits  = 44
 	casMask  = 1<<casBits - 1
 )
 
@@ -32,7 +32,7 @@ func makeTag(cas, revision, life uint64, expires, now time.Time) uint64 {
 // openTag returns the CAS ID in a Tag, if it is good for replacing this revision on a server in this life, whose CAS
 // IDs seen so far are at most highest.
 func openTag(tag, revision, life, highest uint64, now time.Time) (cas uint64, ok bool) {
-	left := uint16(tag>>casBits) - uint16(now.Unix()/tagStep)
+	left := (tag>>casBits - uint64(now.Unix()/tagStep)) & (1<<(64-casBits) - 1)
 	cas = (tag ^ mix(revision, life)) & casMask
 	return cas, tag != 0 && life != 0 && left > 0 && left <= tagLives && cas > 0 && cas <= highest
 }
