@@ -85,7 +85,7 @@ func (s *Store) restore(ctx context.Context, rec driver.Record, key string, firs
 		return err
 	}
 	if g.ended {
-		return s.takeBack(ctx, first, key, rec.Revision, driver.ErrNotFound)
+		return s.takeBack(ctx, first, key, rec.Revision, driver.ErrGone)
 	}
 	return nil
 }

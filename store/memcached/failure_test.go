@@ -471,6 +471,9 @@ func TestLossesAreNotLogouts(t *testing.T) {
 	for n := 1; n <= 4; n++ { // 4 was never issued
 		_, err := s.Load(t.Context(), idOf(n))
 		wantErr(t, "Load", err, driver.ErrNotFound)
+		if errors.Is(err, driver.ErrGone) != (n <= 2) {
+			t.Errorf("Load number %d = %v; want ErrGone of the expired one and the ended one, and of no other", n, err)
+		}
 	}
 	if l, want := s.Losses(), (memcached.Losses{Expired: 1, Ended: 1, Missing: 2}); l != want {
 		t.Errorf("Losses = %+v, want %+v", l, want)

@@ -39,8 +39,8 @@ type Store struct {
 	close   sync.Once
 }
 
-// Load returns the record, or ErrNotFound if it is absent, expired or ended. It is repeated once if the connection
-// breaks.
+// Load returns the record, or ErrNotFound if it is absent, expired or ended: ErrGone as long as the server remembers that
+// it expired or was ended. It is repeated once if the connection breaks.
 func (s *Store) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
 	key := s.key(id)
 	if s.copies {
@@ -123,11 +123,14 @@ type found struct {
 	life    uint64 // of the server that has it
 }
 
-// live returns the record, or ErrNotFound.
+// live returns the record, or ErrNotFound, or ErrGone if it expired or was ended.
 func (f found) live() (driver.Record, error) {
 	now := time.Now()
-	if f.missing || f.revision(now) == 0 {
+	switch {
+	case f.missing:
 		return driver.Record{}, driver.ErrNotFound
+	case f.revision(now) == 0:
+		return driver.Record{}, driver.ErrGone
 	}
 	r := f.rec
 	r.Tag = makeTag(f.cas, r.Revision, f.life, r.Expires, now)
