@@ -1,6 +1,7 @@
 package memcached_test
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net"
@@ -18,7 +19,7 @@ import (
 func TestExploreCopies(t *testing.T) {
 	e := newExplorer(t)
 	at := time.UnixMilli(time.Now().UnixMilli())
-	base := driver.Record{User: "ada", Created: at, Seen: at, Expires: at.Add(time.Hour), Revision: 10}
+	base := driver.Record{User: "ada", Created: at, Seen: at, Expires: at.Add(time.Hour), Revision: 30}
 	next := func(revision uint64, by string) driver.Record {
 		r := base
 		r.Revision = revision
@@ -112,7 +113,8 @@ func TestExploreCopies(t *testing.T) {
 // explorer holds back the requests of two stores, one for each call, and lets them through one at a time.
 type explorer struct {
 	t      *testing.T
-	admins [2]admin
+	conns  [2]net.Conn // to the servers, beside the stores
+	lines  [2]*bufio.Scanner
 	plain  *memcached.Store
 	stores [2]*memcached.Store
 	gates  [2]*gate
@@ -123,7 +125,12 @@ func newExplorer(t *testing.T) *explorer {
 	srvs, url := mustServers(t, 2)
 	e := &explorer{t: t, plain: mustOpen(t, url+"?copies=2")}
 	for i, srv := range srvs {
-		e.admins[i] = admin{t, srv.Addr}
+		conn, err := net.Dial("tcp", srv.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		e.conns[i], e.lines[i] = conn, bufio.NewScanner(conn)
 	}
 	for i := range e.stores {
 		e.gates[i] = &gate{requests: make(chan chan struct{})}
@@ -151,17 +158,26 @@ func (e *explorer) id() driver.ID {
 	}
 }
 
-func (e *explorer) forget(server int, id driver.ID) {
-	e.admins[server].do("delete "+key(id)+"\r\n", 1)
+// ask sends a command to a server and returns the first line of the answer.
+func (e *explorer) ask(server int, command string) string {
+	if _, err := e.conns[server].Write([]byte(command + "\r\n")); err != nil || !e.lines[server].Scan() {
+		e.t.Fatalf("no answer to %s: %v, %v", command, err, e.lines[server].Err())
+	}
+	return e.lines[server].Text()
 }
+
+func (e *explorer) forget(server int, id driver.ID) { e.ask(server, "delete "+key(id)) }
 
 // value returns what a server has, or nil.
 func (e *explorer) value(server int, id driver.ID) []byte {
-	lines := e.admins[server].do("get "+key(id)+"\r\nversion\r\n", 2)
-	if lines[0] == "END" {
+	if e.ask(server, "get "+key(id)) == "END" {
 		return nil
 	}
-	return []byte(lines[1]) // up to a line feed, which no byte before the fields is
+	var lines []string
+	for e.lines[server].Scan() && e.lines[server].Text() != "END" {
+		lines = append(lines, e.lines[server].Text())
+	}
+	return []byte(strings.Join(lines, "\n"))
 }
 
 // live reports whether a server has a record that is not the end of one.

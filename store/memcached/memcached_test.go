@@ -85,14 +85,16 @@ func (a admin) do(commands string, n int) []string {
 }
 
 // stats returns the server's statistics.
-func (a admin) stats() map[string]string {
+func (a admin) stats() map[string]string { return a.statsOf("") }
+
+func (a admin) statsOf(what string) map[string]string {
 	a.t.Helper()
 	conn, err := net.Dial("tcp", a.addr)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := conn.Write([]byte("stats\r\n")); err != nil {
+	if _, err := conn.Write([]byte("stats" + what + "\r\n")); err != nil {
 		a.t.Fatal(err)
 	}
 	info, err := memcached.ParseStats(conn)
