@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/storeurl"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
+	"github.com/holdfast-sessions/holdfast/store/memcached"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 	"github.com/holdfast-sessions/holdfast/store/redisstore"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
@@ -25,11 +26,12 @@ import (
 var ErrURL = errors.New("not the URL of a store")
 
 const known = "memory:, file:/directory, redis://host:port, redis-sentinel://host:port,...?master=name, redis-cluster://host:port,... " +
-	"(rediss for TLS), mysql://user@host/database, postgres://user@host/database or sqlite:/file"
+	"(rediss for TLS), memcached://host:port,..., mysql://user@host/database, postgres://user@host/database or sqlite:/file"
 
 // Open opens the store that rawURL names: memory:, file:/directory, redis://…, redis-sentinel://… or redis-cluster://… (or
-// the same with rediss), mysql://… (or mariadb://…), postgres://… (or postgresql://…) or sqlite:/file. What follows the
-// scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows a password.
+// the same with rediss), memcached://…, mysql://… (or mariadb://…), postgres://… (or postgresql://…) or sqlite:/file. What
+// follows the scheme is for the store's package to read. The error matches ErrURL if there is no such store; it never shows
+// a password.
 func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 	switch scheme := schemeOf(rawURL); scheme {
 	case "memory":
@@ -41,6 +43,8 @@ func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 		return filestore.OpenURL(ctx, rawURL)
 	case "redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster":
 		return redisstore.Open(ctx, rawURL)
+	case "memcached":
+		return memcached.Open(ctx, rawURL)
 	case "mysql", "mariadb":
 		return mysql.Open(ctx, rawURL)
 	case "postgres", "postgresql":
@@ -95,7 +99,7 @@ func Migrate(ctx context.Context, rawURL string) error {
 
 func noSchema(scheme string) error {
 	switch scheme {
-	case "memory", "file", "redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster":
+	case "memory", "file", "redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster", "memcached":
 		return fmt.Errorf("%s: %w", scheme, ErrNoSchema)
 	}
 	return unknown(scheme)

@@ -23,6 +23,7 @@ func TestOpen(t *testing.T) {
 			"/" + testserver.Database,
 		"postgres": "postgresql://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + testserver.Postgres(t).Addr +
 			"/" + testserver.Database,
+		"memcached": "Memcached://" + testserver.Memcached(t).Addr + "?prefix=test:",
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := store.Open(t.Context(), rawURL)

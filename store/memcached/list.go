@@ -1,0 +1,208 @@
+package memcached
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
+
+const (
+	// listPortion is how many records are loaded together.
+	listPortion = 100
+	// crawlerPause is how long to wait for another's crawl to end.
+	crawlerPause = 50 * time.Millisecond
+)
+
+var (
+	errBusy    = errors.New("the server is busy with another list of its keys")
+	errNoCrawl = errors.New("the server does not list its keys; it needs memcached 1.4.31 or newer, without -o no_lru_crawler")
+)
+
+// List yields every record under the prefix, server by server: lru_crawler metadump for the keys, and a get for each
+// hundred of them. It remembers the IDs of a server, with copies=2 those of all, 32 bytes each. What is not a record of
+// this release, and what is not on a server where its key belongs, is left out. A server that cannot be asked is an error.
+func (s *Store) List(ctx context.Context) iter.Seq2[driver.Item, error] {
+	return func(yield func(driver.Item, error) bool) {
+		yielded := make(map[driver.ID]struct{}) // used with copies=2 only: two servers list each key
+		for i := range s.servers {
+			ids, err := s.ids(ctx, i)
+			if err != nil {
+				yield(driver.Item{}, err)
+				return
+			}
+			for portion := range slices.Chunk(ids, listPortion) {
+				items, err := s.loadAll(ctx, i, portion)
+				if err != nil {
+					yield(driver.Item{}, err)
+					return
+				}
+				for _, item := range items {
+					if s.copies {
+						if _, dup := yielded[item.ID]; dup {
+							continue
+						}
+						yielded[item.ID] = struct{}{}
+					}
+					if !yield(item, nil) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// ids returns the IDs that belong on server number i, as it lists them.
+func (s *Store) ids(ctx context.Context, i int) ([]driver.ID, error) {
+	for {
+		// By hash, the list holds each key that is there all the time. By LRU, which older servers offer alone, one that is
+		// written meanwhile may be left out.
+		ids, err := s.dump(ctx, i, "hash")
+		if errors.Is(err, errNoCrawl) {
+			ids, err = s.dump(ctx, i, "all")
+		}
+		if !errors.Is(err, errBusy) {
+			return ids, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, driver.Unavailable(ctx.Err())
+		case <-s.closing:
+			return nil, driver.ErrClosed
+		case <-time.After(crawlerPause):
+		}
+	}
+}
+
+func (s *Store) dump(ctx context.Context, i int, how string) ([]driver.ID, error) {
+	srv := s.servers[i]
+	var ids []driver.ID
+	seen := make(map[driver.ID]struct{})
+	err := srv.do(ctx, func(l *lane) error {
+		r, err := l.ask("lru_crawler metadump " + how)
+		if err != nil {
+			return err
+		}
+		for n := 0; ; n++ {
+			if n%1000 == 0 {
+				_ = l.Conn.SetDeadline(srv.deadline(ctx)) // a long list is given time as long as it comes
+			}
+			key, end, err := nextKey(r)
+			switch {
+			case errors.Is(err, errBusy), errors.Is(err, errNoCrawl):
+				return driver.Unavailable(err)
+			case err != nil || end:
+				return err
+			}
+			id, ok := s.parseKey(key)
+			if _, dup := seen[id]; ok && !dup && s.belongs(key, i) {
+				seen[id] = struct{}{}
+				ids = append(ids, id)
+			}
+		}
+	})
+	return ids, err
+}
+
+func (s *Store) belongs(key string, i int) bool {
+	return s.ring.pick(key) == i || s.copies && s.ring.second(key) == i
+}
+
+// nextKey reads a line of a metadump: "key=... exp=... la=... cas=... fetch=... cls=... size=...", with the key as in a
+// URL, or END.
+func nextKey(r *bufio.Reader) (key string, end bool, err error) {
+	line, err := readLine(r)
+	if err != nil {
+		return "", false, err
+	}
+	switch {
+	case line == "END":
+		return "", true, nil
+	case strings.HasPrefix(line, "BUSY"):
+		return "", false, errBusy
+	case strings.HasPrefix(line, "ERROR"), strings.HasPrefix(line, "CLIENT_ERROR"):
+		return "", false, errNoCrawl
+	}
+	word, _, _ := strings.Cut(line, " ")
+	escaped, ok := strings.CutPrefix(word, "key=")
+	if key, err = url.PathUnescape(escaped); !ok || err != nil {
+		return "", false, fmt.Errorf("memcache: unexpected line in list of keys: %q", line)
+	}
+	return key, false, nil
+}
+
+// parseKey is the inverse of key.
+func (s *Store) parseKey(key string) (driver.ID, bool) {
+	hex, ok := strings.CutPrefix(key, s.prefix)
+	if !ok {
+		return driver.ID{}, false
+	}
+	id, err := driver.ParseID(hex)
+	return id, err == nil && s.key(id) == key
+}
+
+// loadAll returns those of the records that are there, which server number i has listed. Of two copies the first counts.
+func (s *Store) loadAll(ctx context.Context, i int, ids []driver.ID) ([]driver.Item, error) {
+	byServer := make(map[int][]driver.ID)
+	for _, id := range ids {
+		first := s.ring.pick(s.key(id))
+		byServer[first] = append(byServer[first], id)
+	}
+	var items []driver.Item
+	for first, ids := range byServer {
+		found, missing, err := s.loadFrom(ctx, s.servers[first], ids)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, found...)
+		if first != i && len(missing) > 0 {
+			found, _, err := s.loadFrom(ctx, s.servers[i], missing)
+			if err != nil {
+				return nil, err
+			}
+			for _, item := range found {
+				item.Record.Tag = 0 // see loadEither
+				items = append(items, item)
+			}
+		}
+	}
+	return items, nil
+}
+
+// loadFrom returns the records that a server has, and the IDs of which it has nothing.
+func (s *Store) loadFrom(ctx context.Context, srv *server, ids []driver.ID) (items []driver.Item, missing []driver.ID, err error) {
+	keys := make([]string, len(ids))
+	for i, id := range ids {
+		keys[i] = s.key(id)
+	}
+	err = srv.do(ctx, func(l *lane) error {
+		values, err := l.client.GetMulti(keys)
+		if err != nil {
+			return err
+		}
+		for i, id := range ids {
+			it := values[keys[i]]
+			if it == nil {
+				missing = append(missing, id)
+				continue
+			}
+			st, err := decode(it.Value)
+			if err != nil {
+				continue
+			}
+			if rec, err := (found{state: st, cas: it.CasID, life: l.life}).live(); err == nil {
+				items = append(items, driver.Item{ID: id, Record: rec})
+			}
+		}
+		return nil
+	})
+	return items, missing, err
+}
