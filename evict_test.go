@@ -120,6 +120,9 @@ func TestEvictedUserRecordHidesNothing(t *testing.T) {
 					if n := m.Stats().Unlisted; n != 1 {
 						t.Errorf("%d sessions counted as unlisted, want 1", n)
 					}
+					if v.login("ada"); v.user() != "ada" { // at once, with the old cookie
+						t.Error("cannot log in again")
+					}
 				})
 			})
 		}

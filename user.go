@@ -299,7 +299,11 @@ func (s *Session) listed(ctx context.Context) error {
 	if _, ok := rec.Fields.Get(string(s.id[:])); ok {
 		return nil
 	}
-	if err := s.m.end(ctx, s.detached()); err != nil && !errors.Is(err, ErrEnded) {
+	err = s.m.end(ctx, s.detached())
+	if err == nil { // the client keeps the token, and may log in with it: no marker stays in its way
+		err = s.m.delete(ctx, s.id)
+	}
+	if err != nil && !errors.Is(err, ErrEnded) {
 		return err
 	}
 	s.m.emit(ctx, &s.m.counters.unlisted, Event{Kind: EventEnded, Cause: "unlisted", ID: s.id, User: s.record.User})
