@@ -52,6 +52,7 @@ func mapError(err error) error {
 
 var (
 	errBroken   = errors.New("the connection broke")
+	errNoCAS    = errors.New("the server was started with -C, without compare-and-swap: parallel requests would overwrite each other; start it without -C")
 	errNoMemory = errors.New("the server is out of memory; raise its setting -m, or start it without -M")
 )
 

@@ -82,7 +82,30 @@ func (s *Store) ids(ctx context.Context, i int) ([]driver.ID, error) {
 	}
 }
 
+// dump reads a server's list of keys, to its end even if the caller gives up: before 1.6.26 memcached may crash when a
+// client goes away in the middle of one (says its release notes).
 func (s *Store) dump(ctx context.Context, i int, how string) ([]driver.ID, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, driver.Unavailable(err)
+	}
+	type result struct {
+		ids []driver.ID
+		err error
+	}
+	done := make(chan result, 1)
+	go func() { // Close waits for it by taking the server's slots
+		ids, err := s.readDump(context.WithoutCancel(ctx), i, how)
+		done <- result{ids, err}
+	}()
+	select {
+	case r := <-done:
+		return r.ids, r.err
+	case <-ctx.Done():
+		return nil, driver.Unavailable(ctx.Err())
+	}
+}
+
+func (s *Store) readDump(ctx context.Context, i int, how string) ([]driver.ID, error) {
 	srv := s.servers[i]
 	var ids []driver.ID
 	seen := make(map[driver.ID]struct{})

@@ -120,7 +120,7 @@ func (s *server) settings(ctx context.Context) (itemBytes int, err error) {
 	case err != nil:
 		return 0, err
 	case info["cas_enabled"] == "no":
-		return 0, fmt.Errorf("memcached %s was started with -C, without compare-and-swap: parallel requests would overwrite each other; start it without -C", s.addr)
+		return 0, fmt.Errorf("memcached %s: %w", s.addr, errNoCAS)
 	}
 	if n := number(info, "item_size_max"); n > 0 {
 		return int(n), nil

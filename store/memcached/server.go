@@ -341,6 +341,9 @@ func (l *lane) get(key string) (*memcache.Item, error) {
 		l.broken.Store(true) // answers have got out of step; nothing on this connection can be believed
 		return nil, errors.New("the server answered for another key")
 	}
+	if it.CasID == 0 { // one that was down when the store was opened
+		return nil, errNoCAS
+	}
 	for h := l.srv.seen.highest.Load(); it.CasID > h; h = l.srv.seen.highest.Load() {
 		if l.srv.seen.highest.CompareAndSwap(h, it.CasID) {
 			break
