@@ -110,12 +110,8 @@ func (s *Store) start(ctx context.Context, c config) error {
 }
 
 // settings returns the largest item that the server takes.
-func (s *server) settings(ctx context.Context) (itemBytes int, err error) {
-	var info map[string]string
-	err = s.do(ctx, func(l *lane) (err error) {
-		info, err = l.stats("settings")
-		return err
-	})
+func (s *server) settings(ctx context.Context) (itemBytes int, _ error) {
+	info, err := ask(ctx, s, func(l *lane) (map[string]string, error) { return l.stats("settings") })
 	switch {
 	case err != nil:
 		return 0, err
