@@ -1,10 +1,12 @@
 package memcached
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -52,6 +54,8 @@ func mapError(err error) error {
 
 var (
 	errBroken   = errors.New("the connection broke")
+	errSilent   = errors.New("it does not answer")
+	errNoCAS    = errors.New("the server was started with -C, without compare-and-swap: parallel requests would overwrite each other; start it without -C")
 	errNoMemory = errors.New("the server is out of memory; raise its setting -m, or start it without -M")
 )
 
@@ -85,6 +89,8 @@ func answer(err error) string {
 func dialError(err error) error {
 	var dns *net.DNSError
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return errSilent
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return errors.New("connection refused; is memcached running there? check host and port, and its setting -l")
 	case errors.As(err, &dns) && !dns.IsTimeout:

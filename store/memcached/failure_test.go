@@ -183,10 +183,10 @@ func wantTimeout(t *testing.T, s *memcached.Store, id driver.ID, timeout time.Du
 	}
 }
 
-// Attack 17: cancelling at any moment never shows anybody another's data.
+// Attack 17: cancelling at any moment never shows anybody another's data, and costs no connection.
 func TestCancelNeverMixesAnswers(t *testing.T) {
 	users, rounds := testserver.Scale(200, 10_000), testserver.Scale(100, 50)
-	_, url := mustServers(t, 2)
+	srvs, url := mustServers(t, 2)
 	for _, options := range []string{"", "?copies=2"} {
 		s := mustOpen(t, url+options)
 		owner := func(i int) string { return fmt.Sprintf("user%d", i) }
@@ -232,6 +232,11 @@ func TestCancelNeverMixesAnswers(t *testing.T) {
 		}
 		for i := range users {
 			check(i, mustLoad(t, s, idOf(i)))
+		}
+	}
+	for _, srv := range srvs {
+		if n := number(t, admin{t, srv.Addr}.stats(), "total_connections"); n > 200 { // two stores of 64, and the test's
+			t.Errorf("the server was connected to %d times", n)
 		}
 	}
 }

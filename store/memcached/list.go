@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bradfitz/gomemcache/memcache"
+
 	"github.com/holdfast-sessions/holdfast/driver"
 )
 
@@ -82,25 +84,27 @@ func (s *Store) ids(ctx context.Context, i int) ([]driver.ID, error) {
 	}
 }
 
+// dump reads a server's list of keys, to its end even if the caller gives up: before 1.6.26 memcached may crash when a
+// client goes away in the middle of one (says its release notes).
 func (s *Store) dump(ctx context.Context, i int, how string) ([]driver.ID, error) {
-	srv := s.servers[i]
-	var ids []driver.ID
-	seen := make(map[driver.ID]struct{})
-	err := srv.do(ctx, func(l *lane) error {
-		r, err := l.ask("lru_crawler metadump " + how)
+	return ask(ctx, s.servers[i], func(l *lane) (ids []driver.ID, err error) {
+		r, err := l.send("lru_crawler metadump " + how)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		seen := make(map[driver.ID]struct{})
 		for n := 0; ; n++ {
 			if n%1000 == 0 {
-				_ = l.Conn.SetDeadline(srv.deadline(ctx)) // a long list is given time as long as it comes
+				l.extend() // a long list is given time as long as it comes
 			}
 			key, end, err := nextKey(r)
 			switch {
 			case errors.Is(err, errBusy), errors.Is(err, errNoCrawl):
-				return driver.Unavailable(err)
-			case err != nil || end:
-				return err
+				return nil, driver.Unavailable(err)
+			case err != nil:
+				return nil, err
+			case end:
+				return ids, nil
 			}
 			id, ok := s.parseKey(key)
 			if _, dup := seen[id]; ok && !dup && s.belongs(key, i) {
@@ -109,7 +113,6 @@ func (s *Store) dump(ctx context.Context, i int, how string) ([]driver.ID, error
 			}
 		}
 	})
-	return ids, err
 }
 
 func (s *Store) belongs(key string, i int) bool {
@@ -183,26 +186,30 @@ func (s *Store) loadFrom(ctx context.Context, srv *server, ids []driver.ID) (ite
 	for i, id := range ids {
 		keys[i] = s.key(id)
 	}
-	err = srv.do(ctx, func(l *lane) error {
+	type answer struct {
+		values map[string]*memcache.Item
+		life   uint64
+	}
+	a, err := ask(ctx, srv, func(l *lane) (answer, error) {
 		values, err := l.client.GetMulti(keys)
-		if err != nil {
-			return err
-		}
-		for i, id := range ids {
-			it := values[keys[i]]
-			if it == nil {
-				missing = append(missing, id)
-				continue
-			}
-			st, err := decode(it.Value)
-			if err != nil {
-				continue
-			}
-			if rec, err := (found{state: st, cas: it.CasID, life: l.life}).live(); err == nil {
-				items = append(items, driver.Item{ID: id, Record: rec})
-			}
-		}
-		return nil
+		return answer{values, l.life}, err
 	})
-	return items, missing, err
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, id := range ids {
+		it := a.values[keys[i]]
+		if it == nil {
+			missing = append(missing, id)
+			continue
+		}
+		st, err := decode(it.Value)
+		if err != nil {
+			continue
+		}
+		if rec, err := (found{state: st, cas: it.CasID, life: a.life}).live(); err == nil {
+			items = append(items, driver.Item{ID: id, Record: rec})
+		}
+	}
+	return items, missing, nil
 }

@@ -138,13 +138,11 @@ func (f found) live() (driver.Record, error) {
 }
 
 // load returns what the server has under a key.
-func (s *server) load(ctx context.Context, key string) (f found, err error) {
-	call := func(l *lane) error {
-		f, err = l.look(key)
-		return err
-	}
-	if err = s.do(ctx, call); errors.Is(err, errBroken) {
-		err = s.do(ctx, call)
+func (s *server) load(ctx context.Context, key string) (found, error) {
+	look := func(l *lane) (found, error) { return l.look(key) }
+	f, err := ask(ctx, s, look)
+	if errors.Is(err, errBroken) {
+		f, err = ask(ctx, s, look)
 	}
 	return f, err
 }

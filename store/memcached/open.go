@@ -110,17 +110,13 @@ func (s *Store) start(ctx context.Context, c config) error {
 }
 
 // settings returns the largest item that the server takes.
-func (s *server) settings(ctx context.Context) (itemBytes int, err error) {
-	var info map[string]string
-	err = s.do(ctx, func(l *lane) (err error) {
-		info, err = l.stats("settings")
-		return err
-	})
+func (s *server) settings(ctx context.Context) (itemBytes int, _ error) {
+	info, err := ask(ctx, s, func(l *lane) (map[string]string, error) { return l.stats("settings") })
 	switch {
 	case err != nil:
 		return 0, err
 	case info["cas_enabled"] == "no":
-		return 0, fmt.Errorf("memcached %s was started with -C, without compare-and-swap: parallel requests would overwrite each other; start it without -C", s.addr)
+		return 0, fmt.Errorf("memcached %s: %w", s.addr, errNoCAS)
 	}
 	if n := number(info, "item_size_max"); n > 0 {
 		return int(n), nil

@@ -134,6 +134,22 @@ func TestOpenWithAServerDown(t *testing.T) {
 	}
 }
 
+// A server without compare-and-swap that was down when the store was opened is found out by its answers.
+func TestServerWithoutCAS(t *testing.T) {
+	noCAS := testserver.Memcached(t, testserver.MemcachedOptions{Args: []string{"-C"}})
+	_, url := mustServers(t, 1)
+	noCAS.Stop()
+	s := mustOpen(t, url+","+noCAS.Addr)
+	noCAS.Restart()
+	id := firstOn(s, 1, 1)[0]
+	eventually(t, "a save", func() error { return s.Save(t.Context(), id, record("ada"), 0) })
+	_, err := s.Load(t.Context(), id)
+	wantErr(t, "Load", err, driver.ErrUnavailable)
+	if err != nil && !strings.Contains(err.Error(), "without -C") {
+		t.Errorf("Load = %v, want it to say why", err)
+	}
+}
+
 // mustListen gives everybody who connects one answer to whatever they send, or closes if it is "".
 func mustListen(t *testing.T, answer string) string {
 	t.Helper()

@@ -2,7 +2,6 @@ package memcached
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +19,7 @@ import (
 
 const (
 	// connectTimeout bounds making a connection, the first question to the server included.
-	connectTimeout = time.Second
+	connectTimeout = 3 * time.Second
 	// A server that cannot be connected to is left alone for this long, then twice as long, up to a second: calls fail at
 	// once meanwhile, and one of them tries again after that.
 	backoffMin = 50 * time.Millisecond
@@ -31,9 +30,10 @@ const (
 
 // server is one memcached, its connections, and what has been seen of it.
 //
-// gomemcache heeds no context. So each connection has a client of its own (see lane), used by one call at a time, and
-// the end of the call's context closes the connection: the call returns at once, and no other call can be given the rest
-// of its answer.
+// gomemcache heeds no context. So each connection has a client of its own (see lane), used by one call at a time, in a
+// goroutine that goes on when its caller gives up: the caller returns at once, and the connection is used again only when
+// the answer has been read to its end. (Closing it instead costs the server a connection for each request that is
+// cancelled, until it refuses further ones.)
 type server struct {
 	addr    string // host:port
 	log     *slog.Logger
@@ -51,6 +51,7 @@ type server struct {
 	stopped  bool          // Close has lost its patience
 	life     uint64        // of the server that was connected to last; see parseLife. 0: it does not tell
 	evicted  uint64        // as that server counted when last asked
+	answered time.Time     // when a call was answered last
 	down     error         // why the last attempt to connect failed
 	retry    time.Time     // when to try again
 	backoff  time.Duration // what was added for that
@@ -70,7 +71,6 @@ type lane struct {
 	client *memcache.Client
 	srv    *server
 	life   uint64 // of the server behind it
-	reused bool
 	broken atomic.Bool
 }
 
@@ -80,7 +80,7 @@ func (l *lane) Close() error {
 	return l.Conn.Close()
 }
 
-// SetDeadline does nothing: gomemcache would give every line of an answer a deadline of its own. See do.
+// SetDeadline does nothing: gomemcache would give every line of an answer a deadline of its own. See extend.
 func (l *lane) SetDeadline(time.Time) error { return nil }
 
 // PickServer and Each make a lane its client's selector.
@@ -101,50 +101,63 @@ func (l *lane) dialed(context.Context, string, string) (net.Conn, error) {
 	return l, nil
 }
 
-// do calls f with a connection of its own. It returns when ctx ends, at the latest: f's connection is closed then. What
-// it returns that is not f's own error matches driver.ErrUnavailable.
+// do calls f with a connection of its own. It returns when ctx ends, at the latest, and f may go on then: it must not
+// touch what the caller goes on with. What do returns that is not f's own error matches driver.ErrUnavailable.
 func (s *server) do(ctx context.Context, f func(*lane) error) error {
+	_, err := ask(ctx, s, func(l *lane) (struct{}, error) { return struct{}{}, f(l) })
+	return err
+}
+
+// ask is do for an f that returns something.
+func ask[T any](ctx context.Context, s *server, f func(*lane) (T, error)) (T, error) {
+	var none T
 	select {
 	case <-s.closing:
-		return driver.ErrClosed
+		return none, driver.ErrClosed
 	default:
 	}
 	if err := ctx.Err(); err != nil {
-		return driver.Unavailable(err)
+		return none, driver.Unavailable(err)
 	}
 	select {
 	case s.slots <- struct{}{}:
 	case <-s.closing:
-		return driver.ErrClosed
+		return none, driver.ErrClosed
 	case <-ctx.Done():
-		return driver.Unavailable(ctx.Err())
+		return none, driver.Unavailable(ctx.Err())
 	}
-	defer func() { <-s.slots }()
-	l, err := s.lane(ctx)
-	if err != nil {
-		return err
+	type answer struct {
+		value T
+		err   error
 	}
-	_ = l.Conn.SetDeadline(s.deadline(ctx)) // fails on a closed connection, and then f does
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	err = f(l)
-	if !stop() {
-		l.broken.Store(true)
+	done := make(chan answer, 1)
+	go func() { // stop waits for it by taking all slots
+		defer func() { <-s.slots }()
+		l, err := s.lane()
+		if err != nil {
+			done <- answer{none, err}
+			return
+		}
+		l.extend()
+		value, err := f(l)
+		s.put(l)
+		done <- answer{value, s.explain(err)}
+	}()
+	select {
+	case a := <-done:
+		return a.value, a.err
+	case <-ctx.Done():
+		return none, driver.Unavailable(ctx.Err())
 	}
-	s.put(l)
-	return s.explain(ctx, err)
 }
 
-// deadline returns when an answer is given up.
-func (s *server) deadline(ctx context.Context) time.Time {
-	at := time.Now().Add(s.timeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(at) {
-		return d
-	}
-	return at
+// extend gives the server its time to answer, from now on.
+func (l *lane) extend() {
+	_ = l.Conn.SetDeadline(time.Now().Add(l.srv.timeout)) // fails on a closed connection only, and then the call does
 }
 
 // explain maps an error of the client or of the network.
-func (s *server) explain(ctx context.Context, err error) error {
+func (s *server) explain(err error) error {
 	if err = mapError(err); err == nil || !errors.Is(err, driver.ErrUnavailable) {
 		return err
 	}
@@ -153,20 +166,14 @@ func (s *server) explain(ctx context.Context, err error) error {
 		return driver.ErrClosed
 	default:
 	}
-	if cause := ctx.Err(); cause != nil {
-		return driver.Unavailable(cause)
-	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
-			return driver.Unavailable(context.DeadlineExceeded) // the connection's timer was first
-		}
 		return driver.Unavailable(fmt.Errorf("memcached %s does not answer", s.addr))
 	}
 	return fmt.Errorf("memcached %s: %w", s.addr, err)
 }
 
 // lane returns a connection that nobody uses, or makes one.
-func (s *server) lane(ctx context.Context) (*lane, error) {
+func (s *server) lane() (*lane, error) {
 	for {
 		s.mu.Lock()
 		if n := len(s.idle); n > 0 {
@@ -187,7 +194,7 @@ func (s *server) lane(ctx context.Context) (*lane, error) {
 		if err != nil {
 			return nil, err
 		}
-		return s.connect(ctx)
+		return s.connect()
 	}
 }
 
@@ -204,32 +211,24 @@ func (s *server) mayConnect(now time.Time) error {
 }
 
 // connect makes a connection, and asks the server who it is.
-func (s *server) connect(ctx context.Context) (*lane, error) {
-	start := time.Now()
-	dial, cancel := context.WithTimeout(ctx, connectTimeout)
+func (s *server) connect() (*lane, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	defer cancel()
-	l, info, err := s.dial(dial)
+	start := time.Now()
+	l, info, err := s.dial(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retrying = false
+	if err == errSilent && s.answered.After(start) {
+		return nil, driver.Unavailable(fmt.Errorf("memcached %s: %w", s.addr, err)) // it is slow, and answers others
+	}
 	if err != nil {
-		if gaveUp(err) {
-			// A caller that had little time says nothing about the server. (Its deadline may show in the network's errors
-			// before it does in ctx.)
-			if time.Since(start) < connectTimeout/2 {
-				return nil, driver.Unavailable(cmp.Or(ctx.Err(), context.DeadlineExceeded))
-			}
-			err = errors.New("it does not answer")
-		}
 		if s.down == nil {
 			s.log.Warn("memcached server is down", "server", s.addr, "error", err)
 			s.backoff = backoffMin / 2
 		}
 		s.backoff = min(2*s.backoff, backoffMax)
 		s.down, s.retry = err, time.Now().Add(s.backoff)
-		if cause := ctx.Err(); cause != nil {
-			return nil, driver.Unavailable(cause)
-		}
 		return nil, driver.Unavailable(fmt.Errorf("memcached %s is down: %w", s.addr, err))
 	}
 	if s.down != nil {
@@ -244,18 +243,10 @@ func (s *server) connect(ctx context.Context) (*lane, error) {
 	return l, nil
 }
 
-// gaveUp reports whether err says that time was up, or the caller gone.
-func gaveUp(err error) bool {
-	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
-}
-
 // dial connects and reads the server's statistics. A server that does not know them (a proxy) has none.
 func (s *server) dial(ctx context.Context) (*lane, map[string]string, error) {
 	conn, err := (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, "tcp", s.addr)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return nil, nil, ctx.Err()
-	case err != nil:
+	if err != nil {
 		return nil, nil, dialError(err)
 	}
 	l := &lane{Conn: conn, srv: s}
@@ -265,7 +256,7 @@ func (s *server) dial(ctx context.Context) (*lane, map[string]string, error) {
 	info, err := l.stats("")
 	switch {
 	case ctx.Err() != nil:
-		err = ctx.Err()
+		err = errSilent
 	case broken(err):
 		err = errors.New("it closes the connection; is this memcached?")
 	case err != nil:
@@ -305,7 +296,7 @@ func (s *server) put(l *lane) {
 		_ = l.Conn.Close()
 		return
 	}
-	l.reused = true
+	s.answered = time.Now()
 	s.idle = append(s.idle, l)
 }
 
@@ -341,6 +332,9 @@ func (l *lane) get(key string) (*memcache.Item, error) {
 		l.broken.Store(true) // answers have got out of step; nothing on this connection can be believed
 		return nil, errors.New("the server answered for another key")
 	}
+	if it.CasID == 0 { // one that was down when the store was opened
+		return nil, errNoCAS
+	}
 	for h := l.srv.seen.highest.Load(); it.CasID > h; h = l.srv.seen.highest.Load() {
 		if l.srv.seen.highest.CompareAndSwap(h, it.CasID) {
 			break
@@ -349,8 +343,8 @@ func (l *lane) get(key string) (*memcache.Item, error) {
 	return it, nil
 }
 
-// ask sends a command that gomemcache does not know, and returns a reader for the answer, to be read to its end.
-func (l *lane) ask(command string) (*bufio.Reader, error) {
+// send sends a command that gomemcache does not know, and returns a reader for the answer, to be read to its end.
+func (l *lane) send(command string) (*bufio.Reader, error) {
 	if _, err := l.Conn.Write([]byte(command + "\r\n")); err != nil {
 		return nil, err
 	}

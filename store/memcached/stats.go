@@ -61,11 +61,7 @@ func (s *Store) Stat(ctx context.Context) (driver.Stat, error) {
 	st := driver.Stat{Records: -1, Expired: -1}
 	var failed []error
 	for _, srv := range s.servers {
-		var info map[string]string
-		err := srv.do(ctx, func(l *lane) (err error) {
-			info, err = l.stats("")
-			return err
-		})
+		info, err := ask(ctx, srv, func(l *lane) (map[string]string, error) { return l.stats("") })
 		if err != nil {
 			failed = append(failed, err)
 			st.Facts = append(st.Facts, driver.Fact{Name: srv.addr, Value: err.Error()})
@@ -104,7 +100,7 @@ func (s *Store) Stat(ctx context.Context) (driver.Stat, error) {
 
 // stats asks for one kind of statistics, "" for the general ones.
 func (l *lane) stats(kind string) (map[string]string, error) {
-	r, err := l.ask(strings.TrimSpace("stats " + kind))
+	r, err := l.send(strings.TrimSpace("stats " + kind))
 	if err != nil {
 		return nil, err
 	}
