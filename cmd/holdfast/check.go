@@ -176,6 +176,7 @@ func (t *textReport) end(r storetest.Report) error {
 	row("durable", d.Durable)
 	for _, c := range []struct{ verb, does string }{
 		{"merge", "merges by itself"}, {"touch", "extends by itself"}, {"list", "lists all records"},
+		{"sweep", "cleans up when told"}, {"stat", "counts by itself"},
 	} {
 		row(c.does, yes(slices.Contains(r.Capabilities, c.verb)))
 	}
