@@ -161,6 +161,9 @@ func (r *run) mark(ctx context.Context, id driver.ID, rec driver.Record) error {
 // copy copies a session that is anonymous, or that was copied before.
 func (r *run) copy(ctx context.Context, id driver.ID, rec driver.Record) error {
 	e := r.entry(id)
+	if e.known() && rec.Revision < e.from {
+		return nil // it was listed before somebody else read it
+	}
 	if err := r.note(opIntent, id, rec, &e); err != nil {
 		return err
 	}
@@ -256,10 +259,12 @@ func (r *run) put(ctx context.Context, id driver.ID, rec driver.Record, e entry)
 			return none, false, err
 		case there.Revision == rec.Revision:
 			return same, false, nil
-		case isMarker(there) && !isMarker(rec):
-			return endedThere, false, nil
-		case isMarker(there):
+		case isMarker(there) && isMarker(rec):
 			return same, false, nil
+		case isMarker(there) && !e.known():
+			return ended, false, nil // in FROM, and its marker was copied while this was on its way
+		case isMarker(there):
+			return endedThere, false, nil
 		case e.known() && !e.ours(there.Revision) && (isMarker(rec) || there.Revision > rec.Revision):
 			return kept, false, nil
 		case there.Revision > rec.Revision:

@@ -99,7 +99,7 @@ type Result struct {
 	EndedThere int // it was copied and ended in TO since, by itself: it is not brought back
 	Kept       int // it was copied and changed in TO since: that state stays, though FROM ended it or has an older one
 	Expired    int // its time was over before it was copied
-	Unlisted   int // its user's record does not list it, so nobody has its token: a login under way, or one that failed
+	Unlisted   int // its user's record does not list it: it was logging in, or out, or its login has failed
 	Failed     int // see Failures
 
 	Met      int // how many that are
