@@ -167,8 +167,9 @@ func (r *run) enlist(ctx context.Context, user driver.ID, record driver.Record, 
 			return there, nil, r.settleUser(user, record, there, same)
 		}
 		if len(arrivals) > 0 && next.Revision == record.Revision {
-			next.Revision-- // the fence writes it as it is in FROM
-			if next.Revision <= there.Revision {
+			// The fence writes it as it is in FROM. There is room for a stage of a run after one that was killed.
+			next.Revision = there.Revision + (record.Revision-there.Revision)/2
+			if next.Revision == there.Revision {
 				next.Revision = driver.NewRevision(there.Revision)
 			}
 		}
