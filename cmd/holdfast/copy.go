@@ -162,7 +162,7 @@ func (c copyCmd) print(r transfer.Result, took time.Duration, talk bool) error {
 		return printJSON(os.Stdout, report)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s -> %s\n\n%7d records in %d passes, %v\n", report.From, report.To, r.Met, r.Passes, took.Round(100*time.Millisecond))
+	fmt.Fprintf(&b, "%s -> %s\n\n%7d records, passes: %d, %v\n", report.From, report.To, r.Met, r.Passes, took.Round(100*time.Millisecond))
 	for _, row := range []struct {
 		n      int
 		says   string

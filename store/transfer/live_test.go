@@ -25,9 +25,9 @@ func TestLiveSites(t *testing.T) {
 		records  int
 	}{
 		{"memory", "memory", testserver.Scale(10_000, 200_000)},
-		{"memory", "redis", testserver.Scale(10_000, 200_000)},
-		{"redis", "file", testserver.Scale(2_000, 100_000)},
-		{"file", "redis", testserver.Scale(2_000, 100_000)},
+		{"memory", "redis", testserver.Scale(4_000, 200_000)},
+		{"redis", "file", testserver.Scale(1_000, 100_000)},
+		{"file", "redis", testserver.Scale(1_000, 100_000)},
 	} {
 		t.Run(test.from+" to "+test.to, func(t *testing.T) {
 			from, to := openers[test.from](t), openers[test.to](t)

@@ -162,8 +162,8 @@ type run struct {
 	from    reader
 	lister  driver.Lister
 	to      writer
-	total   int64
-	limit   int // the largest record that TO takes, 0: any
+	total   int64 // of the records in FROM, or negative; changes between passes only
+	limit   int   // the largest record that TO takes, 0: any
 	journal *Journal
 
 	unlisting [64]sync.Mutex // of the user records whose IDs begin so
@@ -251,6 +251,7 @@ func (r *run) passes(ctx context.Context) error {
 		r.result.Settled = settled
 		r.mu.Unlock()
 		r.tell(true)
+		r.total = r.listed // of the next pass, about
 		if r.journal != nil {
 			if err := r.journal.tidy(r.keep); err != nil {
 				return err
