@@ -111,7 +111,7 @@ func TestCapabilities(t *testing.T) {
 		max   int
 		want  holdfast.Capabilities
 	}{
-		{"memory", mem, 0, holdfast.Capabilities{Store: mem.Describe(), Merge: true, List: true, MaxBytes: 1 << 20}},
+		{"memory", mem, 0, holdfast.Capabilities{Store: mem.Describe(), Merge: true, List: true, Sweep: true, Stat: true, MaxBytes: 1 << 20}},
 		{"plain", tapped{Store: mem}, 0, holdfast.Capabilities{MaxBytes: 1 << 20}},
 		{"toucher", tappedToucher{tappedMerger{tapped{Store: mem}}}, 0, holdfast.Capabilities{Merge: true, Touch: true, MaxBytes: 1 << 20}},
 		{"small", small, 0, holdfast.Capabilities{Store: d, MaxBytes: 5000}},

@@ -89,14 +89,18 @@ type Capabilities struct {
 	Merge    bool // lays changes over a record by itself
 	Touch    bool // extends a record without rewriting it
 	List     bool // lists all records
+	Sweep    bool // removes at once what has expired
+	Stat     bool // says how much it keeps
 	MaxBytes int  // the largest encoded session
 }
 
 // Capabilities says what the Manager's store can do.
 func (m *Manager) Capabilities() Capabilities {
 	_, lists := m.store.(driver.Lister)
+	_, sweeps := m.store.(driver.Sweeper)
+	_, counts := m.store.(driver.Stater)
 	return Capabilities{
-		Store: m.description, Merge: m.merger != nil, Touch: m.toucher != nil, List: lists,
+		Store: m.description, Merge: m.merger != nil, Touch: m.toucher != nil, List: lists, Sweep: sweeps, Stat: counts,
 		MaxBytes: m.config.MaxBytes,
 	}
 }

@@ -388,15 +388,14 @@ func (m *Manager) RevokeUser(ctx context.Context, user string, except ...driver.
 			if slices.Contains(except, e.id) {
 				continue
 			}
-			if !ended[e.id] {
-				lived, err := m.endListed(ctx, e)
-				if err != nil {
-					return nil, err
-				}
+			// Also when this is tried again: what was copied here from another store meanwhile was not there before.
+			lived, err := m.endListed(ctx, e)
+			if err != nil {
+				return nil, err
+			}
+			if lived && !ended[e.id] {
 				ended[e.id] = true
-				if lived {
-					m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "revoked", ID: e.id, User: user})
-				}
+				m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "revoked", ID: e.id, User: user})
 			}
 			changes = append(changes, e.removal())
 		}

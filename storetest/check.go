@@ -14,7 +14,8 @@ const openTimeout = 30 * time.Second
 // Report is what Check found.
 type Report struct {
 	Description driver.Description
-	// Capabilities are the optional interfaces that the store has, as verbs: "merge", "touch", "list".
+	// Capabilities are the optional interfaces that the store has, as verbs: "merge", "touch", "list", "sweep",
+	// "stat".
 	Capabilities []string
 	Results      []Result
 	Latency      []Latency
@@ -109,6 +110,12 @@ func capabilities(s driver.Store) []string {
 	}
 	if _, ok := s.(driver.Lister); ok {
 		c = append(c, "list")
+	}
+	if _, ok := s.(driver.Sweeper); ok {
+		c = append(c, "sweep")
+	}
+	if _, ok := s.(driver.Stater); ok {
+		c = append(c, "stat")
 	}
 	return c
 }

@@ -108,6 +108,18 @@ func (t *T) allCalls(base driver.Record) []call {
 			return s.(driver.Toucher).Touch(ctx, id, after(base), base.Revision)
 		}})
 	}
+	if noSweeper(t) == "" {
+		calls = append(calls, call{"Sweep", func(ctx context.Context, s driver.Store, _ driver.ID) error {
+			_, err := s.(driver.Sweeper).Sweep(ctx, nil)
+			return err
+		}})
+	}
+	if noStater(t) == "" {
+		calls = append(calls, call{"Stat", func(ctx context.Context, s driver.Store, _ driver.ID) error {
+			_, err := s.(driver.Stater).Stat(ctx)
+			return err
+		}})
+	}
 	return calls
 }
 

@@ -515,6 +515,70 @@ func (c *client) List(ctx context.Context) iter.Seq2[driver.Item, error] {
 	}
 }
 
+// sweepPortion is how many records Sweep removes under one lock.
+const sweepPortion = 10
+
+func (c *client) Sweep(ctx context.Context, progress func(removed int)) (removed int, err error) {
+	var found []driver.ID
+	err = c.do(ctx, func() error {
+		for id, rec := range c.records {
+			if expired := rec.Expired(time.Now()); expired != c.has("sweeps what lives") {
+				found = append(found, id)
+			}
+		}
+		return nil
+	})
+	if err != nil && !c.has("sweeps on when cancelled") || c.has("sweeps nothing") {
+		return 0, err
+	}
+	for portion := range slices.Chunk(found, sweepPortion) {
+		time.Sleep(time.Millisecond) // others come between
+		if err := c.late(ctx); err != nil && !c.has("sweeps on when cancelled") {
+			return removed, err
+		}
+		c.disk.mu.Lock()
+		for _, id := range portion {
+			if c.records[id].Expired(time.Now()) || c.has("sweeps what lives") || c.has("sweeps by ID alone") {
+				delete(c.records, id)
+				removed++
+			}
+		}
+		c.disk.mu.Unlock()
+		switch {
+		case progress == nil || c.has("counts no portion"):
+		case c.has("counts downwards"):
+			progress(len(found) - removed)
+		default:
+			progress(removed)
+		}
+	}
+	return removed, nil
+}
+
+func (c *client) Stat(ctx context.Context) (st driver.Stat, err error) {
+	err = c.do(ctx, func() error {
+		for _, rec := range c.records {
+			if rec.Expired(time.Now()) && !c.has("counts what expired as living") {
+				st.Expired++
+			} else {
+				st.Records++
+			}
+			st.Bytes += int64(rec.EncodedLen())
+		}
+		st.Facts = []driver.Fact{{Name: "stored ever", Value: fmt.Sprint(len(c.retired))}}
+		switch c.bug {
+		case "counts what it ever stored":
+			st.Records = int64(len(c.retired))
+		case "counts nothing":
+			st = driver.Stat{}
+		case "has a fact without a name":
+			st.Facts[0].Name = ""
+		}
+		return nil
+	})
+	return st, err
+}
+
 func (c *client) Describe() driver.Description {
 	d := driver.Description{Name: "reference", Shared: true, MaxBytes: maxBytes}
 	if c.has("describes itself in two ways") {

@@ -54,7 +54,7 @@ type Case struct {
 // Cases returns all cases in the order they run in.
 func Cases() []Case {
 	return slices.Concat(saveCases, identityCases, sizeCases, deleteCases, expiryCases, mergeCases, touchCases, listCases,
-		cancelCases, lifecycleCases, managerCases)
+		operateCases, cancelCases, lifecycleCases, managerCases)
 }
 
 // Result is how a case went.

@@ -83,6 +83,17 @@ var bugs = []struct {
 	{"breaks when a list is left", "list/body"},
 	{"lists on after an error", "list/cancelled"},
 
+	{"sweeps nothing", "sweep/removes"},
+	{"sweeps what lives", "sweep/removes sweep/among-writes sweep/cancelled"},
+	{"sweeps by ID alone", "sweep/among-writes"},
+	{"counts no portion", "sweep/removes"},
+	{"counts downwards", "sweep/removes"},
+	{"sweeps on when cancelled", "sweep/cancelled"},
+	{"counts what expired as living", "stat/counts"},
+	{"counts what it ever stored", "stat/counts"},
+	{"counts nothing", "stat/counts"},
+	{"has a fact without a name", "stat/counts"},
+
 	{"ignores the context", "cancel/before list/cancelled"},
 	{"says not found when cancelled", "cancel/before"},
 	{"answers a cancelled call late", "cancel/before cancel/during"},
@@ -165,7 +176,7 @@ func TestCheck(t *testing.T) {
 		if !slices.Contains(names, "two-clients/delete/ends") {
 			t.Error("no case two-clients/delete/ends")
 		}
-		if want := []string{"merge", "touch", "list"}; !slices.Equal(r.Capabilities, want) || r.Description.Name != "reference" {
+		if want := []string{"merge", "touch", "list", "sweep", "stat"}; !slices.Equal(r.Capabilities, want) || r.Description.Name != "reference" {
 			t.Errorf("capabilities %v of %q, want %v of reference", r.Capabilities, r.Description.Name, want)
 		}
 		if len(r.Latency) != 4 || r.Latency[0].Call != "load" || r.Latency[0].Calls != 1000 {

@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net/url"
 	"os"
@@ -17,31 +15,39 @@ import (
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/store"
-	"github.com/holdfast-sessions/holdfast/store/filestore"
 	"github.com/holdfast-sessions/holdfast/storetest"
 )
 
 type checkCmd struct {
-	URL string `arg:"" name:"url" help:"The store: file:/dir, redis://host:port, rediss://host:port or memory:."`
+	URL string `arg:"" name:"url" help:"The store: file:/dir, redis://, mysql://, postgres://, sqlite:/file or memory:."`
 	output
 }
 
 func (checkCmd) Help() string {
 	return `Runs the conformance suite against the store, one client and then two, and measures it: half a minute or so. It keeps to
-records of its own, under a key prefix or in a subdirectory of its own, and removes them. Exits with 1 if a case fails.
+records of its own, under a key prefix, or in a directory or table of its own, and removes them. Exits with 1 if a case fails.
 
 Examples:
 
   holdfast store check redis://localhost:6379
   holdfast store check 'redis://app:secret@db1:6379/2?prefix=shop:' -o json
-  holdfast store check file:/var/lib/shop/sessions`
+  holdfast store check file:/var/lib/shop/sessions
+  holdfast store check 'mysql://app:secret@db1,db2/shop?table=shop_sessions'`
 }
 
 func (c checkCmd) Run(ctx context.Context) error {
-	if err := c.try(ctx); err != nil {
+	s, err := openExisting(ctx, "check", c.URL)
+	if err != nil {
 		return err
 	}
-	scratch, remove := scratch(c.URL)
+	_, drops := s.(dropper)
+	if err := s.Close(); err != nil {
+		return err
+	}
+	scratch, remove, err := scratch(ctx, c.URL, drops)
+	if err != nil {
+		return err
+	}
 	defer remove()
 	text := &textReport{w: os.Stdout}
 	progress := text.result
@@ -65,59 +71,72 @@ func (c checkCmd) Run(ctx context.Context) error {
 	return err
 }
 
-// try opens the store as applications do, and leaves behind no directory that was not there.
-func (c checkCmd) try(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	path, _, err := filestore.ParseURL(c.URL)
-	isNew := err == nil && missing(path)
-	s, err := store.Open(ctx, c.URL)
-	if err != nil {
-		return err
-	}
-	if isNew {
-		_ = s.Close() // the directory is empty
-		_ = os.Remove(path)
-		return fmt.Errorf("store check: %s does not exist: make it with mkdir -m 700, on the disk that is to be checked", path)
-	}
-	return s.Close()
+// dropper is a store that can remove its tables.
+type dropper interface {
+	Drop(context.Context) error
 }
 
-func missing(path string) bool {
-	_, err := os.Stat(path)
-	return errors.Is(err, fs.ErrNotExist)
-}
-
-// scratch returns the URL of a place of its own in the store, and what removes it when it is empty of records.
-func scratch(rawURL string) (scratchURL string, remove func()) {
+// scratch returns the URL of a place of its own in the store, and what removes it when it is empty of records. A store in
+// a database gets a table of its own, if the user may make one, and is otherwise checked in its own table, among the
+// records that are there.
+func scratch(ctx context.Context, rawURL string, drops bool) (scratchURL string, remove func(), err error) {
 	name := "check-" + strings.ToLower(rand.Text()[:8])
 	remove = func() {}
-	u, err := url.Parse(rawURL)
-	if err != nil { // store.Open refused it
-		return rawURL, remove
-	}
-	switch u.Scheme {
-	case "file":
-		base, query, _ := strings.Cut(rawURL, "?")
+	base, query, _ := strings.Cut(rawURL, "?")
+	switch scheme := schemeOf(rawURL); {
+	case scheme == "file":
 		scratchURL = strings.TrimRight(base, "/") + "/" + name
-		if path, _, err := filestore.ParseURL(scratchURL); err == nil {
+		if path := pathOf(scratchURL); path != "" {
 			remove = func() { _ = os.RemoveAll(path) } // what is left is empty, or the report says so
 		}
 		if query != "" {
 			scratchURL += "?" + query
 		}
-		return scratchURL, remove
-	case "redis", "rediss":
-		q := u.Query()
-		prefix := q.Get("prefix")
-		if prefix == "" {
-			prefix = "holdfast:"
+		return scratchURL, remove, nil
+	case strings.Contains(scheme, "redis"), strings.Contains(scheme, "memcached"):
+		return withOption(rawURL, "prefix", "holdfast:", name+":"), remove, nil
+	case drops:
+		scratchURL = withOption(rawURL, "table", "holdfast_sessions", "_"+strings.ReplaceAll(name, "-", "_"))
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		s, err := store.Open(ctx, scratchURL)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "store check: no table of its own can be made, so it works in the store's (%v)\n", err)
+			return rawURL, remove, nil
 		}
-		q.Set("prefix", prefix+name+":")
-		u.RawQuery = q.Encode()
-		return u.String(), remove
+		return scratchURL, func() { dropScratch(scratchURL) }, s.Close()
 	}
-	return rawURL, remove
+	return rawURL, remove, nil
+}
+
+// withOption returns the URL with an option that has a suffix after its value, or after what is meant without it. The
+// rest of it is left as it is: package url reads no URL with several hosts.
+func withOption(rawURL, name, otherwise, suffix string) string {
+	base, query, _ := strings.Cut(rawURL, "?")
+	q, err := url.ParseQuery(query)
+	if err != nil { // store.Open refused it
+		return rawURL
+	}
+	value := q.Get(name)
+	if value == "" {
+		value = otherwise
+	}
+	q.Set(name, value+suffix)
+	return base + "?" + q.Encode()
+}
+
+// dropScratch drops the tables of a check, also when that was interrupted.
+func dropScratch(scratchURL string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s, err := store.Open(ctx, scratchURL)
+	if err == nil {
+		err = s.(dropper).Drop(ctx)
+		_ = s.Close() // nothing is left in it
+	}
+	if err != nil {
+		complain(fmt.Errorf("store check: its table is left behind: %w", err))
+	}
 }
 
 // textReport prints a report while it is being made.
@@ -176,6 +195,7 @@ func (t *textReport) end(r storetest.Report) error {
 	row("durable", d.Durable)
 	for _, c := range []struct{ verb, does string }{
 		{"merge", "merges by itself"}, {"touch", "extends by itself"}, {"list", "lists all records"},
+		{"sweep", "cleans up when told"}, {"stat", "counts by itself"},
 	} {
 		row(c.does, yes(slices.Contains(r.Capabilities, c.verb)))
 	}

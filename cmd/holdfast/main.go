@@ -27,9 +27,7 @@ import (
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Show what Holdfast does: servers to kill, and a session that stays."`
 	Gateway gatewayCmd `cmd:"" help:"Spread requests over application servers that keep sessions."`
-	Store   struct {
-		Check checkCmd `cmd:"" help:"Prove what a live store guarantees, and measure it."`
-	} `cmd:"" help:"Work with the store that keeps the sessions."`
+	Store   storeCmd   `cmd:"" help:"Work with the store that keeps the sessions."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	DemoApp     demoAppCmd     `cmd:"" hidden:""`
@@ -69,6 +67,9 @@ func run() int {
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		complain(errors.New("interrupted"))
 		return 1
+	case errors.Is(err, errPartly):
+		complain(err)
+		return 3
 	default:
 		complain(err)
 		return 1

@@ -257,8 +257,41 @@ func (b *browser) mustLogin(t testing.TB, user string) who {
 	return w
 }
 
-// eachStore runs a test over files and over Redis.
-func eachStore(t *testing.T, f func(t *testing.T, storeArgs []string)) {
-	t.Run("file", func(t *testing.T) { f(t, nil) })
-	t.Run("redis", func(t *testing.T) { f(t, []string{"--store", "redis://" + testserver.Redis(t).Addr}) })
+// sharedStores are the stores that several servers can share: on a real server, which open starts, one or more ways to
+// keep sessions in it.
+var sharedStores = []struct {
+	name    string
+	full    bool                            // tried with full counts in every run; the others in make soak
+	open    func(t *testing.T) (url string) // "": the demo's own, files in a temporary directory
+	options []string
+}{
+	{"file", true, func(*testing.T) string { return "" }, nil},
+	{"redis", true, func(t *testing.T) string { return "redis://" + testserver.Redis(t).Addr }, nil},
+	{"mariadb", false, func(t *testing.T) string { return database("mysql", testserver.MariaDB(t)) }, []string{"", "?engine=memory&table=heap"}},
+	{"postgres", false, func(t *testing.T) string { return database("postgres", testserver.Postgres(t)) }, []string{"", "?unlogged=true&table=unlogged"}},
+	{"sqlite", false, func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "sessions.db") }, nil},
+}
+
+func database(scheme string, s *testserver.Server) string {
+	return scheme + "://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + s.Addr + "/" + testserver.Database
+}
+
+// eachStore runs a test over every store that servers can share.
+func eachStore(t *testing.T, f func(t *testing.T, storeArgs []string, full bool)) {
+	for _, s := range sharedStores {
+		t.Run(s.name, func(t *testing.T) {
+			full := s.full || testserver.Scale(0, 1) == 1
+			url := s.open(t)
+			if url == "" {
+				f(t, nil, full)
+				return
+			}
+			if len(s.options) == 0 {
+				f(t, []string{"--store", url}, full)
+			}
+			for _, o := range s.options {
+				t.Run(strings.Trim("with "+o, " ?"), func(t *testing.T) { f(t, []string{"--store", url + o}, full) })
+			}
+		})
+	}
 }

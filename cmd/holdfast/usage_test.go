@@ -76,6 +76,18 @@ func TestBadInput(t *testing.T) {
 		{"missing parent", []string{"store", "check", "file:" + filepath.Join(dir, "missing", "too")}, nil, 1, `parent is missing`},
 		{"unknown option", []string{"store", "check", "redis://127.0.0.1?prefx=a:"}, nil, 1, `option "prefx" unknown, did you mean "prefix"`},
 
+		{"stat: unknown scheme", []string{"store", "stat", "mongodb://ada:" + secret + "@db/1"}, nil, 2, `scheme "mongodb" unknown`},
+		{"stat: missing", []string{"store", "stat", "file:" + filepath.Join(dir, "missing")}, nil, 1, `does not exist: make it`},
+		{"stat: no database", []string{"store", "stat", "sqlite:" + filepath.Join(dir, "missing.db")}, nil, 1, `missing.db does not exist: make it with holdfast store migrate`},
+		{"gc: unreachable", []string{"store", "gc", "redis://ada:" + secret + "@" + nobody}, nil, 1, `connection refused`},
+		{"migrate: unknown scheme", []string{"store", "migrate", "mongodb://ada:" + secret + "@db/1"}, nil, 2, `scheme "mongodb" unknown`},
+		{"migrate: unreachable", []string{"store", "migrate", "mysql://ada:" + secret + "@" + nobody + "/shop"}, nil, 1, `connection refused`},
+		{"copy: one URL", []string{"store", "copy", "redis://127.0.0.1"}, nil, 2, `expected "<to>"`},
+		{"copy: from memory", []string{"store", "copy", "memory:", "redis://127.0.0.1"}, nil, 2, `memory: cannot be used: it is in one process's memory`},
+		{"copy: to memory", []string{"store", "copy", "file:" + dir, "memory:"}, nil, 2, `memory: cannot be used`},
+		{"copy: parallel", []string{"store", "copy", "file:" + dir, "redis://127.0.0.1", "--parallel", "0"}, nil, 2, `--parallel 1 to 256`},
+		{"copy: from nowhere", []string{"store", "copy", "file:" + filepath.Join(dir, "missing"), "redis://127.0.0.1"}, nil, 1, `does not exist: make it`},
+
 		{"no upstream", []string{"gateway"}, nil, 2, `missing flags: --upstream`},
 		{"upstream", []string{"gateway", "--upstream", "10.0.0.1"}, nil, 2, `want http://host:port`},
 		{"upstream with a password", []string{"gateway", "--upstream", "http://ada:" + secret + "@10.0.0.1"}, nil, 2, `remove it`},
@@ -143,7 +155,7 @@ func wantRefusal(t *testing.T, args, env []string, status int, want, secret stri
 }
 
 func TestHelp(t *testing.T) {
-	for _, command := range []string{"", "demo", "gateway", "store check", "version"} {
+	for _, command := range []string{"", "demo", "gateway", "store check", "store stat", "store gc", "store migrate", "store copy", "version"} {
 		status, out, errs := holdfast(t, nil, append(strings.Fields(command), "--help")...)
 		if status != 0 || errs != "" || !strings.HasPrefix(out, "Usage: holdfast "+command) {
 			t.Errorf("holdfast %s --help: %d\n%s%s", command, status, out, errs)

@@ -38,6 +38,7 @@ var rules = []rule{
 	{"store", []string{".", "driver", "internal/storeurl", "store/..."}, none},
 	{"store/memory", []string{"driver"}, none},
 	{"store/filestore", []string{"driver", "internal/..."}, none},
+	{"store/transfer", []string{".", "driver"}, none},
 	{"store/sqlstore", below, none}, // over database/sql; its subpackages have the clients
 	{"store/sqlstore/...", append([]string{"store/sqlstore"}, below...), exactlyOne},
 	{"store/...", below, exactlyOne},

@@ -19,6 +19,8 @@ var (
 	_ driver.Store     = (*memory.Store)(nil)
 	_ driver.Merger    = (*memory.Store)(nil)
 	_ driver.Lister    = (*memory.Store)(nil)
+	_ driver.Sweeper   = (*memory.Store)(nil)
+	_ driver.Stater    = (*memory.Store)(nil)
 	_ driver.Describer = (*memory.Store)(nil)
 )
 

@@ -230,3 +230,17 @@ func (s *Store) denied(err error) error {
 	return refuse("user %q may not do what the store needs (%s); have somebody run\n  %s", s.config.User, s.explain(err),
 		strings.ReplaceAll(s.dialect.grants(s.config.Table, s.config.User), "\n", "\n  "))
 }
+
+// Drop removes the tables with everything in them, for tables that were made to try a database. The store is of no use
+// afterwards, except to be closed.
+func (s *Store) Drop(ctx context.Context) error {
+	s.stopSweeping()
+	return s.call(ctx, func(ctx context.Context) error {
+		for _, table := range []string{s.config.Table, metaTable(s.config.Table)} {
+			if _, err := s.db.ExecContext(ctx, "DROP TABLE IF EXISTS "+table); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
