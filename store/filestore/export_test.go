@@ -5,6 +5,7 @@ package filestore
 import (
 	"context"
 	"encoding/binary"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 )
@@ -15,11 +16,15 @@ func OpenStepped(ctx context.Context, path string, c Config, step func(call, nam
 }
 
 // SweepOnce goes through the whole directory once.
-func (s *Store) SweepOnce(ctx context.Context) (unreadable int, err error) { return s.sweep(ctx) }
+func (s *Store) SweepOnce(ctx context.Context) (unreadable int, err error) {
+	did, err := s.sweep(ctx, func(time.Duration, swept) {})
+	return did.unreadable, err
+}
 
 // SweepRecord does for one record what a sweep does for each.
 func (s *Store) SweepRecord(ctx context.Context, id driver.ID) error {
-	return storeError("sweep", s.sweepName(ctx, id.Hex()))
+	_, err := s.sweepName(ctx, id.Hex())
+	return storeError("sweep", err)
 }
 
 // DeleteInPlace is Delete on a full disk.
