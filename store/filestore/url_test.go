@@ -45,8 +45,8 @@ func TestParseURL(t *testing.T) {
 
 func TestParseURLErrors(t *testing.T) {
 	tests := []struct{ url, want string }{
-		{"file:s?snyc=data", `unknown option "snyc"; did you mean sync?`},
-		{"file:s?sweeps=1s", `unknown option "sweeps"; did you mean sweep?`},
+		{"file:s?snyc=data", `option "snyc" unknown, did you mean "sync"?`},
+		{"file:s?sweeps=1s", `option "sweeps" unknown, did you mean "sweep"?`},
 		{"file:s?sync=full", `option sync: "full" is neither none nor data`},
 		{"file:s?sync=", `option sync: "" is neither none nor data`},
 		{"file:s?sweep=60", `option sweep: "60" is neither a time such as 1m or 30s nor never`},
