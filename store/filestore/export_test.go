@@ -35,4 +35,10 @@ func SetChecksum(id driver.ID, b []byte) {
 	binary.BigEndian.PutUint32(b[4:], checksum(id, b, b[recordStart:]))
 }
 
+// WantLocal is what Open does when statfs gives a type.
+func WantLocal(c Config, fsType uint32) error {
+	s := &Store{config: c.withDefaults(), path: "/srv/sessions"}
+	return s.wantLocal(fsType)
+}
+
 const BuildAge = buildAge

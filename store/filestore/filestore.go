@@ -13,7 +13,7 @@
 //	sessions, err := holdfast.New(store, holdfast.Config{})
 //
 // All processes must run as the user that owns the directory. It must be on a local disk: what NFS makes of these
-// calls when it repeats one is not provided for.
+// calls when it repeats one is not provided for, and on Linux Open refuses network file systems.
 package filestore
 
 import (
@@ -42,6 +42,9 @@ type Config struct {
 	// SweepEvery is how often expired records, and what killed processes left behind, are removed. It varies by a
 	// tenth so that processes do not sweep at the same moment. 0: 1 minute. Negative: never.
 	SweepEvery time.Duration
+	// UnsafeNetwork lets Open take a directory on NFS, CIFS, SMB or 9p, which Linux tells it of. It is not supported:
+	// sessions may be lost, and logouts undone.
+	UnsafeNetwork bool
 	// Logger gets a warning when a sweep meets something it cannot read. nil: slog.Default().
 	Logger *slog.Logger
 }
@@ -138,6 +141,13 @@ func (s *Store) inspect() (err error) {
 	}
 	if mode := s.self.Mode().Perm(); mode&0o022 != 0 {
 		return fmt.Errorf("%s is writable by other users (mode %04o), who could replace sessions; fix: chmod 0700 '%s'", s.path, mode, s.path)
+	}
+	fsType, err := fileSystemType(s.dir.root)
+	if err != nil {
+		return driver.Unavailable(err)
+	}
+	if err := s.wantLocal(fsType); err != nil {
+		return err
 	}
 	// Better to refuse now than to answer the first login with an error. A full disk is no reason: those who are
 	// logged in can go on.

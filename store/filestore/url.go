@@ -14,6 +14,14 @@ import (
 // options are what the query of a URL may set.
 func (c *Config) options() map[string]func(value string) error {
 	return map[string]func(value string) error{
+		"network": func(value string) error {
+			switch value {
+			case "refuse", "unsafe":
+				c.UnsafeNetwork = value == "unsafe"
+				return nil
+			}
+			return fmt.Errorf("%q is neither refuse nor unsafe", value)
+		},
 		"sync": func(value string) error {
 			switch value {
 			case "none", "data":
@@ -38,7 +46,7 @@ func (c *Config) options() map[string]func(value string) error {
 }
 
 // OpenURL opens the store that a URL names: file:///absolute/path or file:relative/path, with the options sync (none
-// or data) and sweep (a time such as 30s, or never).
+// or data), sweep (a time such as 30s, or never) and network (refuse or unsafe).
 func OpenURL(ctx context.Context, rawURL string) (*Store, error) {
 	path, c, err := ParseURL(rawURL)
 	if err != nil {

@@ -30,6 +30,8 @@ func TestParseURL(t *testing.T) {
 		{"file:./a/../b%20c", "./a/../b c", filestore.Config{}},
 		{"file:///a%23b?sync=none", "/a#b", filestore.Config{}},
 		{"file:s?sync=data&sweep=30s", "s", filestore.Config{SyncData: true, SweepEvery: 30 * time.Second}},
+		{"file:s?network=unsafe", "s", filestore.Config{UnsafeNetwork: true}},
+		{"file:s?network=refuse", "s", filestore.Config{}},
 		{"file:s?sweep=never", "s", filestore.Config{SweepEvery: -1}},
 	}
 	for _, tt := range tests {
@@ -51,6 +53,7 @@ func TestParseURLErrors(t *testing.T) {
 		{"file:s?sync=", `option sync: "" is neither none nor data`},
 		{"file:s?sweep=60", `option sweep: "60" is neither a time such as 1m or 30s nor never`},
 		{"file:s?sweep=-1s", `option sweep: "-1s" is neither`},
+		{"file:s?network=safe", `option network: "safe" is neither refuse nor unsafe`},
 		{"file:s?sync=data&sync=none", "option sync is given 2 times"},
 		{"file:", "no directory in it"},
 		{"file:///s%00x", "no directory in it"},
