@@ -28,7 +28,8 @@ func (s *Store) wantLocal(fsType uint32) error {
 	case name == "":
 		return nil
 	case s.config.UnsafeNetwork:
-		s.config.Logger.Warn("file store: on a network file system, which is not supported: sessions may be lost", "directory", s.path, "type", name)
+		s.config.Logger.Warn("file store: on a network file system, which is not supported: sessions may be lost",
+			"directory", s.path, "type", name)
 		return nil
 	}
 	return fmt.Errorf("%s is on a network file system (%s), where a rename that succeeded may be reported as failed and other machines see "+
