@@ -100,22 +100,22 @@ func (d dir) read(name string) ([]byte, error) {
 	return b, err
 }
 
-// readStart returns the first bytes of the file, at most n.
-func (d dir) readStart(name string, n int) ([]byte, error) {
-	f, _, err := d.open(name)
+// readStart returns the first bytes of the file, at most n, and how many it has.
+func (d dir) readStart(name string, n int) (start []byte, size int64, err error) {
+	f, info, err := d.open(name)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
 	if err := d.before("read", name); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	b := make([]byte, n)
 	n, err = io.ReadFull(f, b)
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		err = nil
 	}
-	return b[:n], err
+	return b[:n], info.Size(), err
 }
 
 // write makes a new file.

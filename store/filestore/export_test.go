@@ -5,6 +5,7 @@ package filestore
 import (
 	"context"
 	"encoding/binary"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 )
@@ -15,11 +16,15 @@ func OpenStepped(ctx context.Context, path string, c Config, step func(call, nam
 }
 
 // SweepOnce goes through the whole directory once.
-func (s *Store) SweepOnce(ctx context.Context) (unreadable int, err error) { return s.sweep(ctx) }
+func (s *Store) SweepOnce(ctx context.Context) (unreadable int, err error) {
+	did, err := s.sweep(ctx, func(time.Duration, swept) {})
+	return did.unreadable, err
+}
 
 // SweepRecord does for one record what a sweep does for each.
 func (s *Store) SweepRecord(ctx context.Context, id driver.ID) error {
-	return storeError("sweep", s.sweepName(ctx, id.Hex()))
+	_, err := s.sweepName(ctx, id.Hex())
+	return storeError("sweep", err)
 }
 
 // DeleteInPlace is Delete on a full disk.
@@ -28,6 +33,12 @@ func (s *Store) DeleteInPlace(id driver.ID) error { return storeError("delete", 
 // SetChecksum makes b, a file that a test changed, a valid one.
 func SetChecksum(id driver.ID, b []byte) {
 	binary.BigEndian.PutUint32(b[4:], checksum(id, b, b[recordStart:]))
+}
+
+// WantLocal is what Open does when statfs gives a type.
+func WantLocal(c Config, fsType uint32) error {
+	s := &Store{config: c.withDefaults(), path: "/srv/sessions"}
+	return s.wantLocal(fsType)
 }
 
 const BuildAge = buildAge

@@ -13,7 +13,7 @@
 //	sessions, err := holdfast.New(store, holdfast.Config{})
 //
 // All processes must run as the user that owns the directory. It must be on a local disk: what NFS makes of these
-// calls when it repeats one is not provided for.
+// calls when it repeats one is not provided for, and on Linux Open refuses network file systems.
 package filestore
 
 import (
@@ -42,6 +42,9 @@ type Config struct {
 	// SweepEvery is how often expired records, and what killed processes left behind, are removed. It varies by a
 	// tenth so that processes do not sweep at the same moment. 0: 1 minute. Negative: never.
 	SweepEvery time.Duration
+	// UnsafeNetwork lets Open take a directory on NFS, CIFS, SMB or 9p, which Linux tells it of. It is not supported:
+	// sessions may be lost, and logouts undone.
+	UnsafeNetwork bool
 	// Logger gets a warning when a sweep meets something it cannot read. nil: slog.Default().
 	Logger *slog.Logger
 }
@@ -56,8 +59,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Store is a directory of records. It implements driver.Store, driver.Lister and driver.Describer. Create it with
-// Open.
+// Store is a directory of records. It implements driver.Store, driver.Lister, driver.Sweeper, driver.Stater and
+// driver.Describer. Create it with Open.
 type Store struct {
 	config Config
 	dir    dir
@@ -138,6 +141,13 @@ func (s *Store) inspect() (err error) {
 	}
 	if mode := s.self.Mode().Perm(); mode&0o022 != 0 {
 		return fmt.Errorf("%s is writable by other users (mode %04o), who could replace sessions; fix: chmod 0700 '%s'", s.path, mode, s.path)
+	}
+	fsType, err := fileSystemType(s.dir.root)
+	if err != nil {
+		return driver.Unavailable(err)
+	}
+	if err := s.wantLocal(fsType); err != nil {
+		return err
 	}
 	// Better to refuse now than to answer the first login with an error. A full disk is no reason: those who are
 	// logged in can go on.
@@ -375,48 +385,42 @@ func (s *Store) build(name string, g generation, f file) error {
 // vacate makes sure that id leads to no directory, ending an expired record. It returns driver.ErrConflict if there
 // is a live one.
 func (s *Store) vacate(ctx context.Context, id driver.ID) error {
+	_, err := s.endExpired(ctx, id)
+	return err
+}
+
+// endExpired does what vacate does, and reports whether it was this call that ended the record, which of all calls
+// in all processes one does.
+func (s *Store) endExpired(ctx context.Context, id driver.ID) (ended bool, err error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			return err
+			return ended, err
 		}
 		r, err := s.record(id)
 		if errors.Is(err, fs.ErrNotExist) {
-			return s.present()
+			return ended, s.present()
 		}
 		if err != nil {
-			return err
+			return ended, err
 		}
-		ended, err := s.endExpired(r)
+		emptied, byUs, err := r.endExpired()
+		ended = ended || byUs
 		err = s.unlessMoved(id, r, err, nil)
 		r.close()
 		if err != nil {
-			return err
+			return ended, err
 		}
-		if !ended {
+		if !emptied {
 			continue
 		}
 		err = s.dir.remove(id.Hex())
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return ended, nil
 		}
 		if !errors.Is(err, fs.ErrExist) { // it is not empty: made anew, or a loser has yet to remove its candidate
-			return err
+			return ended, err
 		}
 	}
-}
-
-// endExpired ends r if it has expired, and returns driver.ErrConflict if not.
-func (s *Store) endExpired(r record) (ended bool, err error) {
-	h, err := r.head()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return true, r.clear()
-	case err != nil:
-		return false, err
-	case !h.expired():
-		return false, driver.ErrConflict
-	}
-	return r.end(h.generation)
 }
 
 // Delete implements driver.Store.

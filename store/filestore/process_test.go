@@ -24,16 +24,31 @@ import (
 
 // The tests in this file run worker processes: this test binary, with the directory in workerEnv. A worker reads
 // lines "ID name times" and adds 1 to two fields of that record, name and "total", so many times, and prints a line
-// "ok" after each, and "gone" if the record is not there or of another life.
+// "ok" after each, and "gone" if the record is not there or of another life. At a line "sweep" it calls Sweep and prints
+// "swept N". With idleEnv set it does not sweep by itself.
 const workerEnv = "HOLDFAST_FILESTORE_WORKER"
 
+const idleEnv = "HOLDFAST_FILESTORE_IDLE"
+
 func runWorker(dir string) error {
-	s, err := filestore.Open(context.Background(), dir, filestore.Config{SweepEvery: 5 * time.Millisecond})
+	every := 5 * time.Millisecond
+	if os.Getenv(idleEnv) != "" {
+		every = -1
+	}
+	s, err := filestore.Open(context.Background(), dir, filestore.Config{SweepEvery: every})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "sweep" {
+			removed, err := s.Sweep(context.Background(), nil)
+			if err != nil {
+				return err
+			}
+			fmt.Println("swept", removed)
+			continue
+		}
 		var hex, name string
 		var times int
 		if _, err := fmt.Sscan(lines.Text(), &hex, &name, &times); err != nil {

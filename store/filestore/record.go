@@ -183,6 +183,7 @@ type head struct {
 	generation generation
 	revision   uint64
 	expires    int64 // milliseconds since 1970
+	size       int64 // of the file
 }
 
 func (h head) expired() bool { return time.Now().UnixMilli() >= h.expires }
@@ -196,7 +197,7 @@ type record struct {
 // head reads the start of data. fs.ErrNotExist says that the record has ended. The checksum is left to Load: no
 // writer comes this far without the revision that Load returned.
 func (r record) head() (head, error) {
-	b, err := r.readStart(nameData, headLen)
+	b, size, err := r.readStart(nameData, headLen)
 	if err == nil {
 		err = checkMagic(b)
 	}
@@ -210,6 +211,7 @@ func (r record) head() (head, error) {
 		generation: generation(binary.BigEndian.Uint64(b[8:])),
 		revision:   binary.BigEndian.Uint64(b[revisionAt:]),
 		expires:    int64(binary.BigEndian.Uint64(b[expiresAt:])),
+		size:       size,
 	}, nil
 }
 
@@ -302,6 +304,22 @@ func (r record) end(g generation) (ended bool, err error) {
 		return false, err
 	}
 	return true, r.clear()
+}
+
+// endExpired ends r if it has expired, and returns driver.ErrConflict if not. It reports whether r is empty then, and
+// whether it was this call that ended it.
+func (r record) endExpired() (emptied, byUs bool, err error) {
+	h, err := r.head()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, false, r.clear()
+	case err != nil:
+		return false, false, err
+	case !h.expired():
+		return false, false, driver.ErrConflict
+	}
+	byUs, err = r.end(h.generation)
+	return byUs, byUs, err
 }
 
 // endAny ends the record whatever its generation is, also one that cannot be read.

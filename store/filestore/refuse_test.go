@@ -4,6 +4,7 @@ package filestore_test
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,6 +69,47 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("Open = %v", err)
 		}
 	})
+}
+
+// A network file system is refused by the type that Linux gives, and taken with a warning if that is asked for.
+func TestNetworkFileSystem(t *testing.T) {
+	tests := []struct {
+		name   string
+		fsType uint32
+		want   string // in the error, "" for none
+	}{
+		{"NFS", 0x6969, "(NFS)"},
+		{"CIFS", 0xFF534D42, "(CIFS)"},
+		{"SMB2", 0xFE534D42, "(SMB)"},
+		{"9p", 0x01021997, "(9p)"},
+		{"FUSE", 0x65735546, ""},
+		{"ext4", 0xEF53, ""},
+		{"tmpfs", 0x01021994, ""},
+		{"overlayfs", 0x794C7630, ""},
+		{"XFS", 0x58465342, ""},
+		{"unknown", 0, ""},
+	}
+	for _, tt := range tests {
+		err := filestore.WantLocal(filestore.Config{}, tt.fsType)
+		if (err != nil) != (tt.want != "") {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if err != nil {
+			for _, want := range []string{tt.want, "/srv/sessions", "local disk", "Redis", "network=unsafe"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: %v, want it to say %q", tt.name, err, want)
+				}
+			}
+		}
+		var log syncBuffer
+		c := filestore.Config{UnsafeNetwork: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+		if err := filestore.WantLocal(c, tt.fsType); err != nil {
+			t.Errorf("%s, unsafe: %v", tt.name, err)
+		}
+		if warned := strings.Contains(log.String(), "not supported"); warned != (tt.want != "") {
+			t.Errorf("%s, unsafe: log: %s", tt.name, log.String())
+		}
+	}
 }
 
 // Attack 7, what is in the directory: each of these is refused, never taken for an absent session and never followed,

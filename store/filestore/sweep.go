@@ -23,17 +23,38 @@ func (s *Store) sweepUntil(ctx context.Context) {
 		if !pause(ctx, time.Duration(jitter*float64(s.config.SweepEvery))) {
 			return
 		}
-		unreadable, err := s.sweep(ctx)
+		did, err := s.sweep(ctx, func(worked time.Duration, _ swept) { pause(ctx, (sweepShare-1)*worked) })
 		if ctx.Err() != nil {
 			return
 		}
 		if err != nil {
 			s.config.Logger.Warn("file store: sweep incomplete", "error", err)
 		}
-		if unreadable > 0 {
-			s.config.Logger.Warn("file store: records that cannot be read", "count", unreadable)
-		}
+		s.warnUnreadable(did)
 	}
+}
+
+func (s *Store) warnUnreadable(did swept) {
+	if did.unreadable > 0 {
+		s.config.Logger.Warn("file store: records that cannot be read", "count", did.unreadable)
+	}
+}
+
+// Sweep implements driver.Sweeper. It goes through the directory once, at full speed, in portions of 64 names; it takes
+// no lock, so that no other call waits for it. Any number of processes may sweep at once; a record counts for the one
+// that ended it. It leaves what cannot be read, with a warning to Config.Logger, and what a call that may be under
+// way still needs: a record begun less than 15 minutes ago.
+func (s *Store) Sweep(ctx context.Context, progress func(removed int)) (removed int, err error) {
+	if err := s.ready(ctx); err != nil {
+		return 0, err
+	}
+	did, err := s.sweep(ctx, func(_ time.Duration, did swept) {
+		if progress != nil {
+			progress(did.removed)
+		}
+	})
+	s.warnUnreadable(did)
+	return did.removed, err
 }
 
 // pause waits, and reports whether ctx is still alive.
@@ -48,81 +69,103 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// sweep goes through the directory once, slowly, and removes what has expired or was left behind. It counts the
-// records that it cannot read and leaves them.
-func (s *Store) sweep(ctx context.Context) (unreadable int, err error) {
+// swept is what a sweep has done so far.
+type swept struct {
+	removed    int // records
+	unreadable int // records left where they are
+}
+
+// sweep goes through the directory once and removes what has expired or was left behind. It calls rest after each
+// portion with the time that it took. An error with one name does not keep it from the others; it returns the first.
+func (s *Store) sweep(ctx context.Context, rest func(worked time.Duration, did swept)) (did swept, err error) {
 	if err := s.present(); err != nil {
-		return 0, err
+		return did, err
 	}
 	var first error
 	err = s.dir.list(ctx, sweepPortion, func(names []string) error {
 		start := time.Now()
 		for _, name := range names {
-			err := storeError("sweep", s.sweepName(ctx, name))
+			if err := s.ready(ctx); err != nil {
+				return err
+			}
+			removed, err := s.sweepName(ctx, name)
+			if removed {
+				did.removed++
+			}
 			switch {
 			case err == nil:
 			case errors.Is(err, driver.ErrCorrupt) || errors.Is(err, driver.ErrVersion):
-				unreadable++
+				did.unreadable++
 			case first == nil:
 				first = err
 			}
 		}
-		pause(ctx, (sweepShare-1)*time.Since(start))
+		rest(time.Since(start), did)
 		return ctx.Err()
 	})
 	if err == nil {
 		err = first
 	}
-	return unreadable, storeError("sweep", err)
+	return did, storeError("sweep", err)
 }
 
-func (s *Store) sweepName(ctx context.Context, name string) error {
-	hex, suffix := name, ""
+// cutName returns the ID and the suffix of a name in the directory. ok is false for those that are none of ours.
+func cutName(name string) (id driver.ID, suffix string, ok bool) {
+	hex := name
 	if i := strings.IndexByte(name, '.'); i >= 0 {
 		hex, suffix = name[:i], name[i:]
 	}
 	id, err := driver.ParseID(hex)
-	if err != nil {
-		return nil // none of ours
-	}
+	return id, suffix, err == nil
+}
+
+// isLeftover reports whether a suffix is that of a directory that is no record.
+func isLeftover(suffix string) bool {
+	return strings.HasPrefix(suffix, buildInfix) || strings.HasPrefix(suffix, trashInfix)
+}
+
+func (s *Store) sweepName(ctx context.Context, name string) (removed bool, err error) {
+	id, suffix, ok := cutName(name)
 	switch {
+	case !ok:
 	case suffix == "":
-		err = s.sweepRecord(ctx, id)
+		removed, err = s.sweepRecord(ctx, id)
 	case strings.HasPrefix(suffix, trashInfix):
 		err = s.discard(name)
 	case strings.HasPrefix(suffix, buildInfix):
 		err = s.sweepBuild(id, name)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // somebody else was faster
+		err = nil // somebody else was faster
 	}
-	return err
+	return removed, err
 }
 
-func (s *Store) sweepRecord(ctx context.Context, id driver.ID) error {
+func (s *Store) sweepRecord(ctx context.Context, id driver.ID) (removed bool, err error) {
 	r, err := s.record(id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer r.close()
 	names, err := r.names()
 	if err != nil {
-		return err
+		return false, err
 	}
 	h, err := r.head()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return false, err
 	}
 	if err == nil && !h.expired() {
 		if names.ended { // Delete was killed on a full disk
-			return r.clear()
+			return false, r.clear()
 		}
-		return r.tidy(names)
+		return false, r.tidy(names)
 	}
-	if err := s.vacate(ctx, id); err != driver.ErrConflict {
-		return err
+	removed, err = s.endExpired(ctx, id)
+	if err == driver.ErrConflict {
+		err = nil // extended, or made anew
 	}
-	return nil
+	return removed, err
 }
 
 // sweepBuild removes what is left of a record that was never published. The name goes first: if its maker is only

@@ -4,39 +4,49 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
+
+	"github.com/holdfast-sessions/holdfast/internal/storeurl"
 )
 
 // options are what the query of a URL may set.
-var options = map[string]func(c *Config, value string) error{
-	"sync": func(c *Config, value string) error {
-		switch value {
-		case "none", "data":
-			c.SyncData = value == "data"
+func (c *Config) options() map[string]func(value string) error {
+	return map[string]func(value string) error{
+		"network": func(value string) error {
+			switch value {
+			case "refuse", "unsafe":
+				c.UnsafeNetwork = value == "unsafe"
+				return nil
+			}
+			return fmt.Errorf("%q is neither refuse nor unsafe", value)
+		},
+		"sync": func(value string) error {
+			switch value {
+			case "none", "data":
+				c.SyncData = value == "data"
+				return nil
+			}
+			return fmt.Errorf("%q is neither none nor data", value)
+		},
+		"sweep": func(value string) error {
+			if value == "never" {
+				c.SweepEvery = -1
+				return nil
+			}
+			d, err := time.ParseDuration(value)
+			if err != nil || d <= 0 {
+				return fmt.Errorf("%q is neither a time such as 1m or 30s nor never", value)
+			}
+			c.SweepEvery = d
 			return nil
-		}
-		return fmt.Errorf("%q is neither none nor data", value)
-	},
-	"sweep": func(c *Config, value string) error {
-		if value == "never" {
-			c.SweepEvery = -1
-			return nil
-		}
-		d, err := time.ParseDuration(value)
-		if err != nil || d <= 0 {
-			return fmt.Errorf("%q is neither a time such as 1m or 30s nor never", value)
-		}
-		c.SweepEvery = d
-		return nil
-	},
+		},
+	}
 }
 
 // OpenURL opens the store that a URL names: file:///absolute/path or file:relative/path, with the options sync (none
-// or data) and sweep (a time such as 30s, or never).
+// or data), sweep (a time such as 30s, or never) and network (refuse or unsafe).
 func OpenURL(ctx context.Context, rawURL string) (*Store, error) {
 	path, c, err := ParseURL(rawURL)
 	if err != nil {
@@ -76,45 +86,8 @@ func ParseURL(rawURL string) (path string, c Config, err error) {
 	if err != nil {
 		add("%w", err)
 	}
-	for _, name := range slices.Sorted(maps.Keys(query)) {
-		set, ok := options[name]
-		switch {
-		case !ok:
-			add("unknown option %q; did you mean %s?", name, nearest(name))
-		case len(query[name]) > 1:
-			add("option %s is given %d times", name, len(query[name]))
-		default:
-			if err := set(&c, query[name][0]); err != nil {
-				add("option %s: %w", name, err)
-			}
-		}
+	if err := storeurl.Options(query, c.options()); err != nil {
+		add("%w", err)
 	}
 	return path, c, errors.Join(wrong...)
-}
-
-// nearest returns the option that name most likely stands for.
-func nearest(name string) string {
-	names := slices.Sorted(maps.Keys(options))
-	return slices.MinFunc(names, func(a, b string) int { return distance(a, name) - distance(b, name) })
-}
-
-// distance is the number of letters to insert, remove, or replace to get from a to b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range a {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range b {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

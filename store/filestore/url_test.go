@@ -30,6 +30,8 @@ func TestParseURL(t *testing.T) {
 		{"file:./a/../b%20c", "./a/../b c", filestore.Config{}},
 		{"file:///a%23b?sync=none", "/a#b", filestore.Config{}},
 		{"file:s?sync=data&sweep=30s", "s", filestore.Config{SyncData: true, SweepEvery: 30 * time.Second}},
+		{"file:s?network=unsafe", "s", filestore.Config{UnsafeNetwork: true}},
+		{"file:s?network=refuse", "s", filestore.Config{}},
 		{"file:s?sweep=never", "s", filestore.Config{SweepEvery: -1}},
 	}
 	for _, tt := range tests {
@@ -45,12 +47,13 @@ func TestParseURL(t *testing.T) {
 
 func TestParseURLErrors(t *testing.T) {
 	tests := []struct{ url, want string }{
-		{"file:s?snyc=data", `unknown option "snyc"; did you mean sync?`},
-		{"file:s?sweeps=1s", `unknown option "sweeps"; did you mean sweep?`},
+		{"file:s?snyc=data", `option "snyc" unknown, did you mean "sync"?`},
+		{"file:s?sweeps=1s", `option "sweeps" unknown, did you mean "sweep"?`},
 		{"file:s?sync=full", `option sync: "full" is neither none nor data`},
 		{"file:s?sync=", `option sync: "" is neither none nor data`},
 		{"file:s?sweep=60", `option sweep: "60" is neither a time such as 1m or 30s nor never`},
 		{"file:s?sweep=-1s", `option sweep: "-1s" is neither`},
+		{"file:s?network=safe", `option network: "safe" is neither refuse nor unsafe`},
 		{"file:s?sync=data&sync=none", "option sync is given 2 times"},
 		{"file:", "no directory in it"},
 		{"file:///s%00x", "no directory in it"},
