@@ -141,7 +141,7 @@ func Start(t testing.TB, c Config) *Load {
 	l := &Load{t: t, config: c, sessions: make([]*session, c.Sessions), stop: make(chan struct{}),
 		report: Report{Errors: make(map[string]int)}, answered: time.Now()}
 	for i := range l.sessions {
-		l.sessions[i] = l.newSession()
+		l.sessions[i] = l.newSession(i)
 	}
 	for w := range min(c.Workers, c.Sessions) {
 		l.wg.Go(func() { l.work(w) })
@@ -208,18 +208,19 @@ func (l *Load) work(w int) {
 			l.mu.Lock()
 			l.ended = append(l.ended, l.sessions[i])
 			l.mu.Unlock()
-			l.sessions[i] = l.newSession()
+			l.sessions[i] = l.newSession(i)
 		}
 	}
 }
 
-// newSession returns one that is not saved yet. One in three logs out sooner or later.
-func (l *Load) newSession() *session {
+// newSession returns one for place i that is not saved yet. Those of one place in three log out sooner or later, so that
+// there are logouts all the time.
+func (l *Load) newSession(i int) *session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.created++
 	x := &session{id: sha256.Sum256([]byte(strconv.Itoa(l.created))), life: 1 << 30, tried: make(map[uint64]int)}
-	if l.created%3 == 0 {
+	if i%3 == 2 {
 		x.life = 1 + rand.IntN(8)
 	}
 	return x
