@@ -44,7 +44,8 @@ func MariaDB(t testing.TB, o ...MariaDBOptions) *Server {
 func mariadbPrepare(s *Server) error {
 	data := filepath.Join(s.Dir, "data")
 	args := []string{"--no-defaults", "--datadir=" + data, "--auth-root-authentication-method=normal", "--skip-test-db",
-		"--innodb-log-file-size=8M", "--skip-name-resolve"}
+		// In a directory that they share, servers that start remove each other's temporary tables.
+		"--tmpdir=" + s.Dir, "--innodb-log-file-size=8M", "--skip-name-resolve"}
 	if os.Geteuid() == 0 {
 		args = append(args, "--user=root")
 	}
@@ -66,6 +67,7 @@ func mariadbConfig(s *Server, o MariaDBOptions) string {
 	conf := []string{
 		"[mariadbd]",
 		"datadir = " + filepath.Join(s.Dir, "data"),
+		"tmpdir = " + s.Dir,
 		"socket = " + filepath.Join(s.Dir, "data", "s"),
 		"pid-file = " + filepath.Join(s.Dir, "pid"),
 		"bind-address = 127.0.0.1",
