@@ -269,6 +269,7 @@ var sharedStores = []struct {
 	{"redis", true, func(t *testing.T) string { return "redis://" + testserver.Redis(t).Addr }, nil},
 	{"mariadb", false, func(t *testing.T) string { return database("mysql", testserver.MariaDB(t)) }, []string{"", "?engine=memory&table=heap"}},
 	{"postgres", false, func(t *testing.T) string { return database("postgres", testserver.Postgres(t)) }, []string{"", "?unlogged=true&table=unlogged"}},
+	{"memcached", false, func(t *testing.T) string { return "memcached://" + testserver.Memcached(t).Addr }, nil},
 	{"sqlite", false, func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "sessions.db") }, nil},
 }
 

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testfault"
+	"github.com/holdfast-sessions/holdfast/internal/testload"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 )
 
@@ -25,7 +25,7 @@ func TestFailoverLoad(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			pair := testserver.PostgresPair(t, testserver.PairOptions{Synchronous: tt.synchronous})
 			url := strings.Replace(address(pair.Primary), pair.Primary.Addr, pair.Primary.Addr+","+pair.Replica.Addr, 1)
-			l := testfault.Start(t, testfault.Config{
+			l := testload.Start(t, testload.Config{
 				Stores:   []driver.Store{mustOpen(t, url), mustOpen(t, url)},
 				Sessions: testserver.Scale(200, 2000),
 			})
@@ -40,7 +40,7 @@ func TestFailoverLoad(t *testing.T) {
 			l.Progress(n)
 			r := l.Audit(mustOpen(t, url))
 			t.Log(r)
-			if r.Wrong > 0 || r.Errors[testfault.Foreign]+r.Errors[testfault.Audited] > 0 {
+			if r.Wrong > 0 || r.Errors[testload.Foreign]+r.Errors[testload.Audited] > 0 {
 				t.Error("want no wrong answers and no errors but those of package driver")
 			}
 			if tt.synchronous && r.Lost() {

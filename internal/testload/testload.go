@@ -1,6 +1,6 @@
-// Package testfault puts a store to work while a test breaks its servers, and says afterwards what became of it:
+// Package testload puts a store to work while a test breaks its servers, and says afterwards what became of it:
 //
-//	load := testfault.Start(t, testfault.Config{Stores: []driver.Store{a, b}, Sessions: 200})
+//	load := testload.Start(t, testload.Config{Stores: []driver.Store{a, b}, Sessions: 200})
 //	load.Progress(500)
 //	primary.Stop()
 //	promote()
@@ -11,7 +11,7 @@
 // that the contract of package driver allows or is counted as what it would be to a user: somebody else's session, a
 // change that is gone, a logout that did not last. A call that was not acknowledged may or may not have happened, and
 // either is right.
-package testfault
+package testload
 
 import (
 	"context"

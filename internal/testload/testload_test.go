@@ -1,4 +1,4 @@
-package testfault_test
+package testload_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testfault"
+	"github.com/holdfast-sessions/holdfast/internal/testload"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 )
 
@@ -146,7 +146,7 @@ func TestAudit(t *testing.T) {
 			t.Cleanup(func() { s.Close() })
 			b := &broken{Store: s, deleted: make(map[driver.ID]driver.Record)}
 			tt.set(b, s)
-			l := testfault.Start(t, testfault.Config{Stores: []driver.Store{b}, Sessions: 50, Pause: 100 * time.Microsecond})
+			l := testload.Start(t, testload.Config{Stores: []driver.Store{b}, Sessions: 50, Pause: 100 * time.Microsecond})
 			l.Progress(3000)
 			b.mu.Lock()
 			revive := b.deleted
@@ -158,8 +158,8 @@ func TestAudit(t *testing.T) {
 				}
 			}
 			r := l.Audit(s)
-			got := counts{r.Wrong > 0, r.LostWrites > 0, r.LostSessions > 0, r.Revived > 0, r.Errors[testfault.Foreign] > 0}
-			if got != tt.want || r.Writes < 3000 || r.Logouts == 0 || r.Errors[testfault.Audited] > 0 {
+			got := counts{r.Wrong > 0, r.LostWrites > 0, r.LostSessions > 0, r.Revived > 0, r.Errors[testload.Foreign] > 0}
+			if got != tt.want || r.Writes < 3000 || r.Logouts == 0 || r.Errors[testload.Audited] > 0 {
 				t.Errorf("found %+v, want %+v: %v", got, tt.want, r)
 			}
 		})
