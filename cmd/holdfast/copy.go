@@ -202,8 +202,8 @@ func (c copyCmd) print(r transfer.Result, took time.Duration, talk bool) error {
 // identity is what tells a store from others, without passwords: it stands in the journal.
 func identity(rawURL string) string {
 	scheme := schemeOf(rawURL)
-	var base string
 	_, query, _ := strings.Cut(rawURL, "?")
+	base := store.Name(rawURL)
 	if path := pathOf(rawURL); path != "" {
 		if abs, err := filepath.Abs(path); err == nil {
 			path = abs
@@ -214,8 +214,6 @@ func identity(rawURL string) string {
 		// One server has several schemes.
 		scheme = strings.NewReplacer("rediss", "redis", "mariadb", "mysql", "postgresql", "postgres").Replace(scheme)
 		base = scheme + "://" + strings.Join(u.Hosts, ",") + strings.TrimRight(u.Path, "/")
-	} else {
-		base = store.Name(rawURL)
 	}
 	// store.Open has refused a query that cannot be parsed.
 	q, _ := url.ParseQuery(query)

@@ -102,7 +102,7 @@ func TestSlowVisit(t *testing.T) {
 		if list := mustSessions(t, fresh); len(list) != 1 {
 			t.Errorf("%d sessions listed after the logout and a login, want 1", len(list))
 		}
-	})
+	}, true)
 }
 
 // session is one of GET /sessions.

@@ -82,10 +82,25 @@ func TestStoreCheck(t *testing.T) {
 
 // TestStoreCheckInterrupted: after Ctrl-C nothing is left behind either.
 func TestStoreCheckInterrupted(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "sessions")
-	mustMkdir(t, dir, 0o700)
-	wantAlone := mustKeep(t, "file:"+dir)
-	cmd := command(t, "store", "check", "file:"+dir)
+	t.Run("file", func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "sessions")
+		mustMkdir(t, dir, 0o700)
+		interruptCheck(t, "file:"+dir)
+		if left, _ := filepath.Glob(filepath.Join(dir, "check-*")); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+	t.Run("sqlite", func(t *testing.T) {
+		url := "sqlite:" + filepath.Join(t.TempDir(), "sessions.db")
+		interruptCheck(t, url)
+		wantTables(t, url, 2)
+	})
+}
+
+func interruptCheck(t *testing.T, url string) {
+	t.Helper()
+	wantAlone := mustKeep(t, url)
+	cmd := command(t, "store", "check", url)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -109,9 +124,6 @@ func TestStoreCheckInterrupted(t *testing.T) {
 	_ = cmd.Wait() // the status says it
 	if status := cmd.ProcessState.ExitCode(); status != 1 || errs.String() != "holdfast: interrupted\n" {
 		t.Errorf("exit status %d: %s", status, errs.String())
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "check-*")); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
 	}
 	wantAlone()
 }

@@ -157,6 +157,12 @@ func (r *run) enlist(ctx context.Context, user driver.ID, record driver.Record, 
 			}
 			may = append(may, a)
 		}
+		if there.Revision == record.Revision && record.Revision != 0 {
+			// That is what a fence writes: who is here already has passed it, with a run that was killed afterwards.
+			if may, err = r.arrived(ctx, may); err != nil {
+				return there, nil, err
+			}
+		}
 		arrivals = may
 		dead, err := r.dead(ctx, record, there)
 		if err != nil {
@@ -229,6 +235,24 @@ func (r *run) fence(ctx context.Context, user driver.ID, record, staged driver.R
 			a.what = endedThere
 		}
 	}
+}
+
+// arrived returns those arrivals that are not in TO yet, and settles the others.
+func (r *run) arrived(ctx context.Context, arrivals []arrival) (not []arrival, err error) {
+	for _, a := range arrivals {
+		there, err := r.to.load(ctx, a.id)
+		switch {
+		case err == nil && there.Revision == a.record.Revision:
+			if err := r.settle(a.id, a.record, same, false); err != nil {
+				return nil, err
+			}
+		case err == nil || errors.Is(err, driver.ErrNotFound) || hopeless(err):
+			not = append(not, a)
+		default:
+			return nil, err
+		}
+	}
+	return not, nil
 }
 
 // dead returns the removals of those entries of TO's user record that FROM's has not and whose sessions are gone: a run
