@@ -127,7 +127,7 @@ func nextKey(r *bufio.Reader) (key string, end bool, err error) {
 		return "", false, err
 	}
 	switch {
-	case line == "END":
+	case line == "END", strings.HasPrefix(line, "NOTSTARTED"): // the latter by LRU, of a server that has no keys
 		return "", true, nil
 	case strings.HasPrefix(line, "BUSY"):
 		return "", false, errBusy

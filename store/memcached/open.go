@@ -57,12 +57,15 @@ func newStore(c config, logger *slog.Logger) *Store {
 		closing: make(chan struct{}),
 	}
 	for _, addr := range c.addrs {
+		dialing, hangUp := context.WithCancel(context.Background())
 		s.servers = append(s.servers, &server{
 			addr:    addr,
 			log:     logger,
 			timeout: c.timeout,
 			slots:   make(chan struct{}, c.conns),
 			closing: s.closing,
+			dialing: dialing,
+			hangUp:  hangUp,
 			busy:    make(map[*lane]struct{}),
 		})
 	}

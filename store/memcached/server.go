@@ -43,6 +43,10 @@ type server struct {
 	closing chan struct{} // closed by Close, the store's
 	seen    counts
 
+	// dialing ends when Close has lost its patience.
+	dialing context.Context
+	hangUp  context.CancelFunc
+
 	mu sync.Mutex
 
 	// mu guards the fields below.
@@ -212,13 +216,19 @@ func (s *server) mayConnect(now time.Time) error {
 
 // connect makes a connection, and asks the server who it is.
 func (s *server) connect() (*lane, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	ctx, cancel := context.WithTimeout(s.dialing, connectTimeout)
 	defer cancel()
 	start := time.Now()
 	l, info, err := s.dial(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retrying = false
+	if s.stopped {
+		if l != nil {
+			_ = l.Close()
+		}
+		return nil, driver.ErrClosed
+	}
 	if err == errSilent && s.answered.After(start) {
 		return nil, driver.Unavailable(fmt.Errorf("memcached %s: %w", s.addr, err)) // it is slow, and answers others
 	}
@@ -236,9 +246,6 @@ func (s *server) connect() (*lane, error) {
 		s.log.Info("memcached server is back", "server", s.addr)
 	}
 	s.note(info)
-	if s.stopped {
-		_ = l.Close()
-	}
 	s.busy[l] = struct{}{}
 	return l, nil
 }
@@ -306,6 +313,7 @@ func (s *server) stop() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.stopped = true
+		s.hangUp()
 		for l := range s.busy {
 			_ = l.Close()
 		}
@@ -320,6 +328,7 @@ func (s *server) stop() {
 		_ = l.Close()
 	}
 	s.idle, s.stopped = nil, true
+	s.hangUp()
 }
 
 // get returns what is stored under a key, or memcache.ErrCacheMiss.
