@@ -62,9 +62,12 @@ func (k *leaks) wantNone() {
 	}
 }
 
+// pollTimeout is how long what a store holds may take to be given back.
+var pollTimeout = 15 * time.Second
+
 // poll waits until ok, not for ever.
 func poll(ok func() bool) bool {
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(pollTimeout); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			return false
 		}

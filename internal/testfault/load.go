@@ -15,7 +15,10 @@ import (
 )
 
 // slack is how long after its deadline a call may return on a busy machine.
-const slack = 4 * time.Second
+var slack = 4 * time.Second
+
+// waitTimeout is how long a load may take to get somewhere.
+var waitTimeout = 90 * time.Second
 
 // LoadOptions say what a [Load] does.
 type LoadOptions struct {
@@ -73,7 +76,7 @@ type Result struct {
 	Late int
 	// Lost are writes that were acknowledged and are not there.
 	Lost int
-	// Undone are states that were not acknowledged, but read, and are not there any more.
+	// Undone are states that were not acknowledged, but read, and are not there any more; logouts too.
 	Undone int
 	// Gone are sessions that nobody has ended and that are not found: silent logouts.
 	Gone int
@@ -238,7 +241,7 @@ func (l *Load) Recovered(n int) {
 // wait waits until ok, which is called with mu held, after each visit.
 func (l *Load) wait(what string, ok func() bool) {
 	l.t.Helper()
-	deadline := time.After(90 * time.Second)
+	deadline := time.After(waitTimeout)
 	for {
 		l.mu.Lock()
 		done, changed, result := ok(), l.changed, l.snapshot()
@@ -249,7 +252,7 @@ func (l *Load) wait(what string, ok func() bool) {
 		select {
 		case <-changed:
 		case <-deadline:
-			l.t.Fatalf("not after 90s: %s; %v", what, result)
+			l.t.Fatalf("not after %v: %s; %v", waitTimeout, what, result)
 		}
 	}
 }

@@ -33,8 +33,9 @@ type session struct {
 	merged     []int // merges that were acknowledged, in order
 	unsure     []int // merges that were not, and may still arrive, or may have
 
-	lastRead driver.Record
-	revived  bool
+	lastRead   driver.Record
+	endedAcked bool // its Delete was acknowledged; otherwise it was found to be gone after one that was not
+	revived    bool
 }
 
 type phase int
@@ -44,7 +45,7 @@ const (
 	live                   // a create was acknowledged, or its record seen
 	doubtful               // a create was not acknowledged: it may happen yet, or never
 	ending                 // a delete was not acknowledged
-	ended                  // a delete was acknowledged
+	ended                  // a delete was acknowledged, or had its effect
 	forgotten              // it was found missing, and counted
 )
 

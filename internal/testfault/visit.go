@@ -170,7 +170,13 @@ func (v *visit) revived() {
 		return
 	}
 	v.x.revived = true
-	v.l.count(func(r *Result) { r.Revived++ })
+	v.l.count(func(r *Result) {
+		if v.x.endedAcked {
+			r.Revived++
+		} else {
+			r.Undone++
+		}
+	})
 }
 
 // overtaken notes a write that lost a race without a rival.
@@ -260,7 +266,7 @@ func (v *visit) logout() {
 	case err != nil:
 		v.l.wrong("Delete of session %s = %v", v.x.id, err)
 	default:
-		v.x.phase = ended
+		v.x.phase, v.x.endedAcked = ended, true
 		v.l.count(func(r *Result) { r.Ended++ })
 	}
 }
