@@ -65,14 +65,14 @@ type Fault struct {
 	// Cause makes it go wrong, until end is called.
 	Cause func(t testing.TB) (end func())
 	// Load, Create, Write and Delete are what such calls are answered with meanwhile: an error of package driver, nil if
-	// they work, or Either. Write is Save of a record that is there, Merge and Touch.
+	// they work, or ErrEither. Write is Save of a record that is there, Merge and Touch.
 	Load, Create, Write, Delete error
 	// Bytes is how large the records are that Create saves. 0: small.
 	Bytes int
 }
 
-// Either stands for nil or driver.ErrUnavailable in a Fault.
-var Either = errors.New("works, or ErrUnavailable")
+// ErrEither stands for nil or driver.ErrUnavailable in a Fault.
+var ErrEither = errors.New("works, or ErrUnavailable")
 
 // Outages causes everything that can happen to a server, one subtest each, while visitors are at work, with deadlines
 // that are short or over at once, and some who go away in the middle of a call. In each of them:
@@ -317,7 +317,7 @@ func (r *run) all(calls []call) {
 func (r *run) try(c call) {
 	r.Helper()
 	d := probePatience
-	if c.want == nil || c.want == Either {
+	if c.want == nil || c.want == ErrEither {
 		d = patience
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), d)
@@ -333,7 +333,7 @@ func (r *run) try(c call) {
 	}
 	ok := errors.Is(err, c.want)
 	switch {
-	case c.want == Either:
+	case c.want == ErrEither:
 		ok = err == nil || errors.Is(err, driver.ErrUnavailable)
 	case c.want == driver.ErrUnavailable && ctx.Err() != nil:
 		ok = ok || errors.Is(err, ctx.Err())
