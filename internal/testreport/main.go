@@ -29,7 +29,7 @@ func main() {
 		fmt.Println(r.skips[0])
 	}
 	for _, dir := range modules {
-		args := []string{"test", "-json", "-count=1"}
+		args := []string{"test", "-json", "-count=1", "-timeout=30m"} // a busy machine, and databases
 		switch {
 		case filepath.Base(dir) == "bench":
 			// It compares times, which the race detector distorts; only that it works is tested here.
