@@ -19,7 +19,7 @@ import (
 
 // TestParallelVisits: 50 visits of one session at once over three servers are all counted.
 func TestParallelVisits(t *testing.T) {
-	eachStore(t, func(t *testing.T, storeArgs []string, _ bool) {
+	eachStore(t, oneWay, func(t *testing.T, storeArgs []string, _ bool) {
 		b := newBrowser(t, mustDemo(t, storeArgs...).url)
 		if w := b.must(t, "POST", "/visit", nil); w.Visits != 1 {
 			t.Fatalf("first visit: %+v", w)
@@ -53,7 +53,7 @@ func TestParallelVisits(t *testing.T) {
 
 // TestSlowVisit: a slow request that ends after the logout does not bring the session back (attack 15).
 func TestSlowVisit(t *testing.T) {
-	eachStore(t, func(t *testing.T, storeArgs []string, _ bool) {
+	eachStore(t, oneWay, func(t *testing.T, storeArgs []string, _ bool) {
 		d := mustDemo(t, storeArgs...)
 		b := newBrowser(t, d.url)
 		b.mustLogin(t, "ada")
@@ -102,7 +102,7 @@ func TestSlowVisit(t *testing.T) {
 		if list := mustSessions(t, fresh); len(list) != 1 {
 			t.Errorf("%d sessions listed after the logout and a login, want 1", len(list))
 		}
-	}, true)
+	})
 }
 
 // session is one of GET /sessions.

@@ -16,9 +16,9 @@ import (
 // TestKillServers is the promise of the project: servers, and the gateway twice, are killed and started again while
 // requests come in, and the user stays logged in and every acknowledged visit is counted.
 func TestKillServers(t *testing.T) {
-	for _, affinity := range []string{"none", "cookie"} {
+	for affinity, b := range map[string]breadth{"none": allOfThem, "cookie": fullStores} {
 		t.Run("affinity-"+affinity, func(t *testing.T) {
-			eachStore(t, func(t *testing.T, storeArgs []string, full bool) {
+			eachStore(t, b, func(t *testing.T, storeArgs []string, full bool) {
 				d := mustDemo(t, append([]string{"--affinity", affinity}, storeArgs...)...)
 				if err := killServers(t, d, full); err != nil {
 					t.Error(err)

@@ -277,10 +277,24 @@ func database(scheme string, s *testserver.Server) string {
 	return scheme + "://" + testserver.DatabaseUser + ":" + testserver.DatabasePassword + "@" + s.Addr + "/" + testserver.Database
 }
 
-// eachStore runs a test over every store that servers can share, of which databases with options are for make soak where
-// few is given.
-func eachStore(t *testing.T, f func(t *testing.T, storeArgs []string, full bool), few ...bool) {
+// breadth is over how much of sharedStores a test runs when it is not make soak, which does all.
+type breadth int
+
+const (
+	fullStores breadth = iota // only those with full counts
+	oneWay                    // each store in one way
+	allOfThem                 // each store in all ways
+)
+
+// eachStore runs a test over every store that servers can share.
+func eachStore(t *testing.T, b breadth, f func(t *testing.T, storeArgs []string, full bool)) {
+	if testserver.Scale(0, 1) == 1 {
+		b = allOfThem
+	}
 	for _, s := range sharedStores {
+		if b == fullStores && !s.full {
+			continue
+		}
 		t.Run(s.name, func(t *testing.T) {
 			full := s.full || testserver.Scale(0, 1) == 1
 			url := s.open(t)
@@ -292,7 +306,7 @@ func eachStore(t *testing.T, f func(t *testing.T, storeArgs []string, full bool)
 				f(t, []string{"--store", url}, full)
 			}
 			for i, o := range s.options {
-				if i > 0 && len(few) > 0 && testserver.Scale(0, 1) == 0 {
+				if i > 0 && b != allOfThem {
 					break
 				}
 				t.Run(strings.Trim("with "+o, " ?"), func(t *testing.T) { f(t, []string{"--store", url + o}, full) })
