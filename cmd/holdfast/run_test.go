@@ -125,12 +125,20 @@ func (d *running) end(t testing.TB, sig syscall.Signal) {
 	}
 }
 
-// kill kills a process of the demo by its ID.
+// kill kills a process of the demo by its ID, and waits until it is dead: on a busy machine that takes a while, in which
+// it looks as if it had been started again.
 func (d *running) kill(t testing.TB, name string) {
 	t.Helper()
-	if err := syscall.Kill(d.pid(name), syscall.SIGKILL); err != nil {
+	pid := d.pid(name)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Errorf("kill %s: %v", name, err)
 	}
+	eventually(t, 30*time.Second, func() error {
+		if alive(pid) {
+			return fmt.Errorf("%s was killed and is alive", name)
+		}
+		return nil
+	})
 }
 
 // alive reports whether a process exists that is more than a zombie.
