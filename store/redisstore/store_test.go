@@ -37,17 +37,13 @@ func TestStoreOnCluster(t *testing.T) {
 	t.Parallel()
 	set := testserver.RedisCluster(t)
 	prove(t, "redis-cluster://"+set.Addrs(), nil)
-}
-
-// TestStoreOnClusterWithWait proves it on a cluster, with replicas that confirm every write.
-func TestStoreOnClusterWithWait(t *testing.T) {
 	if testserver.Scale(0, 1) == 0 {
-		t.Skip("in make soak; TestWaitInCluster and TestClusterSlotsMove are about what is different")
+		return // TestWaitInCluster and TestClusterSlotsMove are about what is different with wait
 	}
-	t.Parallel()
-	set := testserver.RedisCluster(t)
-	storetest.Run(t, func(t testing.TB) driver.Store {
-		return mustOpen(t, "redis-cluster://"+set.Nodes[4].Addr+"?wait=1&wait_timeout=5s")
+	t.Run("wait", func(t *testing.T) { // with replicas that confirm every write
+		storetest.Run(t, func(t testing.TB) driver.Store {
+			return mustOpen(t, "redis-cluster://"+set.Nodes[4].Addr+"?wait=1&wait_timeout=5s")
+		})
 	})
 }
 
