@@ -53,6 +53,10 @@ type Config struct {
 	// Whoever was logged out by force or whose token was stolen stays in for as long. Default: such requests fail with
 	// ErrUnavailable, as they do where the session itself is in a store.
 	FailOpen bool
+	// Spill, for sealed sessions, moves the largest fields of a session that does not fit into its token to the store, as
+	// long as it does not. Requests with such a session load them, and where the store has dropped them the session is
+	// over. Default: ErrTooLarge.
+	Spill bool
 	// Bearer takes the token of sealed sessions from "Authorization: Bearer", for API clients, where the request has no
 	// session cookie. A new token is in the same header of the response. Default: off.
 	Bearer bool

@@ -71,8 +71,8 @@ func New(store driver.Store, c Config) (*Manager, error) {
 	if store == nil {
 		return nil, errors.New("holdfast: New needs a store, such as memory.New()")
 	}
-	if c.Strict || c.FailOpen || c.Bearer {
-		return nil, errors.New("holdfast config: Strict, FailOpen and Bearer are for sealed sessions: see NewSealed")
+	if c.Strict || c.FailOpen || c.Bearer || c.Spill {
+		return nil, errors.New("holdfast config: Strict, FailOpen, Spill and Bearer are for sealed sessions: see NewSealed")
 	}
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -282,6 +282,7 @@ type Stats struct {
 	Incomplete                          uint64 // sealed tokens of which a cookie was missing, or was another token's
 	Replayed                            uint64 // sealed tokens older than Config.Strict accepts
 	FailedOpen                          uint64 // requests accepted by Config.FailOpen
+	Spills                              uint64 // fields of sealed sessions moved to the store, see Config.Spill
 }
 
 // counters is Stats being counted.
@@ -290,7 +291,7 @@ type counters struct {
 	created, renewed, ended, lost, unlisted, evicted               atomic.Uint64
 	unknown, malformed, duplicate, oversized, corrupt              atomic.Uint64
 	seals, tampered, foreign, retired, expired                     atomic.Uint64
-	incomplete, replayed, failedOpen                               atomic.Uint64
+	incomplete, replayed, failedOpen, spills                       atomic.Uint64
 }
 
 // Stats returns the counts. It may be called concurrently.
@@ -304,7 +305,7 @@ func (m *Manager) Stats() Stats {
 		Unknown: c.unknown.Load(), Malformed: c.malformed.Load(),
 		Duplicate: c.duplicate.Load(), Oversized: c.oversized.Load(), Corrupt: c.corrupt.Load(),
 		Seals: c.seals.Load(), Tampered: c.tampered.Load(), Foreign: c.foreign.Load(), Retired: c.retired.Load(),
-		Expired: c.expired.Load(), Incomplete: c.incomplete.Load(), Replayed: c.replayed.Load(), FailedOpen: c.failedOpen.Load(),
+		Expired: c.expired.Load(), Incomplete: c.incomplete.Load(), Replayed: c.replayed.Load(), FailedOpen: c.failedOpen.Load(), Spills: c.spills.Load(),
 	}
 }
 

@@ -1,11 +1,16 @@
 package holdfast
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
@@ -17,11 +22,14 @@ import (
 //	user     so that Revoke, which is given the ID alone, knows whose record lists it
 //	fields   strictField: with Config.Strict, 8 bytes that are the revision before this one
 //
+// and, with Config.Spill, the fields that were too large, under an ID that the token has in spillField.
+//
 // whose revision is, with Config.Strict, that of the latest token. The rules of user.go hold here too, but that a session
 // is gone as soon as it is no longer listed: nothing else could end it.
-const strictField = "\x00before"
-
 const (
+	strictField = "\x00before"
+	spillField  = "\x00spill"
+
 	// strictGrace is for how long a token is still read, and no more than read, after another has replaced it: browsers
 	// send requests side by side, and the answers to some are under way when they send the next.
 	strictGrace = 5 * time.Second
@@ -44,6 +52,9 @@ func NewSealed(s driver.Sealer, users driver.Store, c Config) (*Manager, error) 
 	}
 	if c.Strict && users == nil {
 		bad("Strict needs a store for the records it compares with: give NewSealed one")
+	}
+	if c.Spill && users == nil {
+		bad("Spill needs a store for what is too large: give NewSealed one")
 	}
 	if c.FailOpen && users == nil {
 		bad("FailOpen says what holds while the store of user records is down: there is none")
@@ -87,6 +98,13 @@ func (s *Session) openToken(ctx context.Context, token string) {
 			s.err = err
 		}
 		if !ok {
+			return
+		}
+		if rec, err = s.unspill(ctx, opened.ID, rec); err != nil {
+			if s.err = err; errors.Is(err, ErrNotFound) {
+				s.err = nil
+				m.emit(ctx, &m.counters.evicted, Event{Kind: EventLost, Cause: "evicted", ID: opened.ID, User: rec.User})
+			}
 			return
 		}
 	}
@@ -182,7 +200,7 @@ func (s *Session) sealNext(ctx context.Context, changes []driver.Change) error {
 	if err != nil {
 		return err
 	}
-	token, err := s.m.sealToken(s.x.binding(), id, rec)
+	token, err := s.spillToken(ctx, id, rec)
 	if err != nil {
 		return err
 	}
@@ -285,7 +303,7 @@ func (s *Session) renewSealed(ctx context.Context, r renewal) error {
 	if err != nil {
 		return err
 	}
-	token, err := m.sealToken(s.x.binding(), id, rec)
+	token, err := s.spillToken(ctx, id, rec)
 	if err != nil {
 		return err
 	}
@@ -380,11 +398,126 @@ func (m *Manager) forget(ctx context.Context, id driver.ID) {
 	}
 }
 
+// spill is what a session has in the store because it does not fit into the token.
+type spill struct {
+	id     driver.ID
+	record driver.Record // as stored; Revision 0: there is nothing
+}
+
+// unspill returns rec with the fields that were moved to the store. The error matches ErrNotFound if they are gone.
+func (s *Session) unspill(ctx context.Context, id driver.ID, rec driver.Record) (driver.Record, error) {
+	ref, ok := rec.Fields.Get(spillField)
+	if !ok {
+		return rec, nil
+	}
+	if len(ref) != len(id) {
+		return rec, &StoreError{Op: "load", ID: id, Err: ErrVersion}
+	}
+	copy(s.spill.id[:], ref)
+	stored, err := s.m.load(ctx, s.spill.id)
+	if err != nil {
+		return rec, err
+	}
+	s.spill.record = stored
+	changes := []driver.Change{{Name: spillField, Delete: true}}
+	for name, value := range stored.Fields.All() {
+		changes = append(changes, driver.Change{Name: name, Value: value})
+	}
+	rec.Fields = rec.Fields.With(changes...)
+	return rec, nil
+}
+
+// spillToken is sealToken, after moving fields to the store where that is needed and allowed. What an earlier token refers
+// to stays there until it expires: the client may keep that token instead of this one.
+func (s *Session) spillToken(ctx context.Context, id driver.ID, rec driver.Record) (string, error) {
+	m, binding := s.m, s.x.binding()
+	token, err := m.sealToken(binding, id, rec)
+	if !m.config.Spill || !errors.Is(err, ErrTooLarge) {
+		if err == nil {
+			s.spill = spill{}
+		}
+		return token, err
+	}
+	var fields []driver.Change
+	for name, value := range rec.Fields.All() {
+		if !isOwn(name) {
+			fields = append(fields, driver.Change{Name: name, Value: value})
+		}
+	}
+	slices.SortFunc(fields, func(a, b driver.Change) int {
+		return cmp.Or(cmp.Compare(len(b.Value), len(a.Value)), strings.Compare(a.Name, b.Name))
+	})
+	next := spill{record: driver.Record{User: rec.User, Created: rec.Created, Seen: rec.Seen}}
+	next.record.Expires = rec.Expires
+	if _, err := m.random(next.id[:]); err != nil {
+		return "", err
+	}
+	small := rec
+	small.Fields = rec.Fields.With(driver.Change{Name: spillField, Value: next.id[:]})
+	for n, f := range fields {
+		small.Fields = small.Fields.With(driver.Change{Name: f.Name, Delete: true})
+		if n < len(fields)-1 && small.EncodedLen() > m.maxToken {
+			continue // a token is longer than what it holds, nearly always
+		}
+		if token, err = m.sealToken(binding, id, small); errors.Is(err, ErrTooLarge) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		next.record.Fields = driver.Fields{}.With(fields[:n+1]...)
+		break
+	}
+	if err != nil {
+		return "", err
+	}
+	if kept := s.spill.record; kept.Revision != 0 && sameFields(kept.Fields, next.record.Fields) {
+		// Only the expiry moves. Another request that was first has moved it, too.
+		next.id = s.spill.id
+		if !kept.Expires.Before(next.record.Expires) {
+			next.record = kept
+		} else {
+			next.record.Created, next.record.Tag, next.record.Revision = kept.Created, kept.Tag, driver.NewRevision(kept.Revision)
+			next.record.User = kept.User
+			if err := m.save(ctx, next.id, next.record, kept.Revision); err != nil && !errors.Is(err, ErrConflict) {
+				return "", err
+			}
+		}
+		small.Fields = small.Fields.With(driver.Change{Name: spillField, Value: next.id[:]})
+		if token, err = m.sealToken(binding, id, small); err != nil {
+			return "", err
+		}
+	} else {
+		next.record.Revision = driver.NewRevision(0)
+		if err := m.save(ctx, next.id, next.record, 0); err != nil {
+			return "", err
+		}
+		m.counters.spills.Add(1)
+	}
+	s.spill = next
+	return token, nil
+}
+
+func sameFields(a, b driver.Fields) bool {
+	next, stop := iter.Pull2(b.All())
+	defer stop()
+	for name, value := range a.All() {
+		if n, v, ok := next(); !ok || n != name || !bytes.Equal(v, value) {
+			return false
+		}
+	}
+	_, _, more := next()
+	return !more
+}
+
 // logoutSealed ends the session: by its user's record, and by its server record.
 func (s *Session) logoutSealed(ctx context.Context) error {
 	m := s.m
 	if m.store == nil || s.record.Revision == 0 {
 		return nil
+	}
+	if s.spill.record.Revision != 0 {
+		m.forget(ctx, s.spill.id)
 	}
 	if s.record.User != "" {
 		if err := m.leaveListing(ctx, s.record.User, s.id); err != nil {

@@ -564,6 +564,72 @@ func TestSealedChunks(t *testing.T) {
 	})
 }
 
+// With Spill, what does not fit into the token is in the store, and nothing is lost or mixed.
+func TestSealedSpill(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s, users := newFakeSealer(), mustMemory(t)
+			s.max = 2000
+			c := holdfast.Config{Spill: true, Strict: strict}
+			a, b := mustSealed(t, s, users, c), mustSealed(t, s, users, c)
+			v := newVisitor(t, a)
+			v.set(7)
+			want := func(v *visitor, fill string, n int) {
+				t.Helper()
+				v.visit(func(_ http.ResponseWriter, _ *http.Request, s *holdfast.Session) {
+					if got, err := owner.Get(s); err != nil || got != fill {
+						t.Errorf("field of %d characters back, %v, want %d", len(got), err, len(fill))
+					}
+					wantField(t, visits, s, n)
+				})
+			}
+			fill := func(v *visitor, x string) {
+				t.Helper()
+				res := v.visit(func(_ http.ResponseWriter, _ *http.Request, s *holdfast.Session) { must(t, owner.Set(s, x)) })
+				wantStatus(t, res, 200)
+			}
+			large := strings.Repeat("x", 5000)
+			fill(v, large)
+			if len(v.token()) > 2000 {
+				t.Errorf("token of %d characters", len(v.token()))
+			}
+			want(v.at(b), large, 7)
+			v.set(8) // beside the large one, which stays where it is
+			want(v.at(a), large, 8)
+			if n := a.Stats().Spills + b.Stats().Spills; n != 1 {
+				t.Errorf("Spills = %d, want 1", n)
+			}
+			if !strict { // the client keeps one of two answers, whole
+				one, two := v.copy(), v.copy()
+				fill(one, strings.Repeat("1", 5000))
+				fill(two, strings.Repeat("2", 5000))
+				want(one.at(b), strings.Repeat("1", 5000), 8)
+				want(two.at(b), strings.Repeat("2", 5000), 8)
+			}
+			for range 10 { // used for longer than the idle timeout
+				time.Sleep(20 * time.Minute)
+				want(v.at(b), large, 8)
+			}
+			v.login("ada")
+			want(v.at(a), large, 8)
+			fill(v, "small")
+			want(v.at(b), "small", 8)
+			fill(v, large)
+			for id, rec := range records(t, users) {
+				if _, ok := rec.Fields.Get("owner"); ok {
+					must(t, users.Delete(t.Context(), id)) // evicted
+				}
+			}
+			if u := v.at(b).user(); u != "" || b.Stats().Evicted != 1 {
+				t.Errorf("fields gone: user %q, Evicted = %d", u, b.Stats().Evicted)
+			}
+			v.login("ada")
+			fill(v, large)
+			v.logout()
+		})
+	}
+}
+
 // The seal binds a token to the cookie's name and the tenant (attack 10).
 func TestSealedBinding(t *testing.T) {
 	s := newFakeSealer()
@@ -617,6 +683,7 @@ func TestSealedBearer(t *testing.T) {
 func TestSealedConfig(t *testing.T) {
 	for name, c := range map[string]holdfast.Config{
 		"URLParameter": {URLParameter: "session"}, "Strict": {Strict: true}, "FailOpen": {FailOpen: true},
+		"Spill": {Spill: true},
 	} {
 		if _, err := holdfast.NewSealed(newFakeSealer(), nil, c); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: error %v", name, err)
@@ -625,7 +692,7 @@ func TestSealedConfig(t *testing.T) {
 	if _, err := holdfast.NewSealed(nil, nil, holdfast.Config{}); err == nil {
 		t.Error("no sealer: no error")
 	}
-	for _, c := range []holdfast.Config{{Strict: true}, {FailOpen: true}, {Bearer: true}} {
+	for _, c := range []holdfast.Config{{Strict: true}, {FailOpen: true}, {Bearer: true}, {Spill: true}} {
 		_, err := holdfast.New(mustMemory(t), c)
 		if err == nil {
 			t.Errorf("New accepts what is for sealed sessions: %+v", c)

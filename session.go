@@ -37,6 +37,7 @@ type Session struct {
 	reseal   bool          // the token was made with a key that is no longer the active one
 	readOnly bool          // the token has been replaced a moment ago; see Config.Strict
 	server   driver.Record // with Config.Strict: what the servers keep of the session
+	spill    spill
 
 	vary, private [1]string // room for two header lines, which are in the response of nearly every request
 }
@@ -189,7 +190,7 @@ func (s *Session) fits(changes []driver.Change) error {
 		return nil
 	}
 	rec, err := s.m.follow(s.policy, s.record, s.m.seal(s.id, changes))
-	if err == nil && s.m.sealed() {
+	if err == nil && s.m.sealed() && !s.m.config.Spill {
 		_, err = s.m.sealToken(s.x.binding(), s.id, rec)
 	}
 	return err
@@ -610,7 +611,7 @@ func (s *Session) Logout(ctx context.Context) error {
 		s.m.emit(ctx, &s.m.counters.ended, Event{Kind: EventEnded, Cause: "logout", ID: old.id, User: old.record.User})
 	}
 	s.token, s.id, s.record, s.pending, s.policy = "", driver.ID{}, driver.Record{}, nil, s.m.complete(policy{})
-	s.foreign, s.reseal, s.server = false, false, driver.Record{}
+	s.foreign, s.reseal, s.server, s.spill = false, false, driver.Record{}, spill{}
 	if s.x != nil {
 		s.x.send, s.x.clear = false, true
 	}
