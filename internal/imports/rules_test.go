@@ -42,7 +42,10 @@ var rules = []rule{
 	{"store/sqlstore", below, none}, // over database/sql; its subpackages have the clients
 	{"store/sqlstore/...", append([]string{"store/sqlstore"}, below...), exactlyOne},
 	{"store/...", below, exactlyOne},
-	{"sealed/...", below, exactlyOne},
+	{"sealed", []string{"driver", "keyring"}, none},
+	{"sealed/cookie", append([]string{"sealed"}, below...), none},
+	{"sealed/sealtest", []string{"driver", "keyring"}, several},
+	{"sealed/...", append([]string{"sealed"}, below...), exactlyOne},
 	{"keyring", below, several},
 
 	{"gateway/...", append([]string{"gateway/..."}, below...), several},
