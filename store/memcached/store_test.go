@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/storetest"
 )
 
@@ -15,7 +16,10 @@ func TestStoreWithCopies(t *testing.T) { prove(t, "?copies=2") }
 
 func prove(t *testing.T, options string) {
 	srvs, url := mustServers(t, 3)
-	url += options
+	proveOn(t, srvs, url+options)
+}
+
+func proveOn(t *testing.T, srvs []*testserver.Server, url string) {
 	open := func(t testing.TB) driver.Store { return mustOpen(t, url) }
 	storetest.Run(t, open, storetest.Options{
 		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },

@@ -16,8 +16,10 @@ import (
 // replicaConfig has a replica copy its primary at once.
 var replicaConfig = testserver.RedisOptions{Config: []string{"repl-diskless-sync yes", "repl-diskless-sync-delay 0"}}
 
-// patient are visitors who wait for longer than a write for its copies.
+// patient are visitors who wait for as long as a write may wait for its copies, until they are told to hurry.
 var patient = testfault.LoadOptions{Patience: 20 * time.Second, Workers: 16, Logouts: 20}
+
+const hurried = 500 * time.Millisecond
 
 // One of two replicas is frozen, or killed, while applications are at work. With wait=1 nobody notices; with wait=2 every
 // write is refused until it is back, and reads go on.
@@ -88,6 +90,7 @@ func TestWhichReplicaTakesOver(t *testing.T) {
 				resume := l.Pause()
 				mustCatchUp(t, primary, 2)
 				resume()
+				l.SetPatience(hurried)
 				away.Freeze()
 				primary.MustCommand("CLIENT", "KILL", "TYPE", "replica") // what was sent to it would wait for it in the system
 				l.Visits(testserver.Scale(200, 3000))
@@ -147,6 +150,7 @@ func TestPartition(t *testing.T) {
 			mustCatchUp(t, primary, 1)
 			resume()
 			before := l.Result()
+			l.SetPatience(hurried)
 			p.Hold()
 			l.Visits(testserver.Scale(200, 3000))
 			if tt.config != nil { // until it takes the replica for gone
@@ -171,13 +175,13 @@ func TestPartition(t *testing.T) {
 	}
 }
 
-// mustOpenWaiting opens a store that waits for copies of what it writes, not long.
+// mustOpenWaiting opens a store that waits for copies of what it writes, for longer than those who wait for it.
 func mustOpenWaiting(t *testing.T, addr string, wait int) driver.Store {
 	t.Helper()
 	if wait == 0 {
 		return mustOpen(t, "redis://"+addr)
 	}
-	return mustOpen(t, fmt.Sprintf("redis://%s?wait=%d&wait_timeout=500ms", addr, wait))
+	return mustOpen(t, fmt.Sprintf("redis://%s?wait=%d&wait_timeout=20s", addr, wait))
 }
 
 // mustCatchUp waits until n replicas have all that a primary was given.
