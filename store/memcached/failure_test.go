@@ -185,6 +185,7 @@ func wantTimeout(t *testing.T, s *memcached.Store, id driver.ID, timeout time.Du
 
 // Attack 17: cancelling at any moment never shows anybody another's data, and costs no connection.
 func TestCancelNeverMixesAnswers(t *testing.T) {
+	t.Parallel()
 	users, rounds := testserver.Scale(200, 10_000), testserver.Scale(100, 50)
 	srvs, url := mustServers(t, 2)
 	for _, options := range []string{"", "?copies=2"} {

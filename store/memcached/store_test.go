@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/storetest"
 )
 
@@ -15,11 +14,9 @@ func TestStore(t *testing.T) { prove(t, "") }
 func TestStoreWithCopies(t *testing.T) { prove(t, "?copies=2") }
 
 func prove(t *testing.T, options string) {
+	t.Parallel()
 	srvs, url := mustServers(t, 3)
-	proveOn(t, srvs, url+options)
-}
-
-func proveOn(t *testing.T, srvs []*testserver.Server, url string) {
+	url += options
 	open := func(t testing.TB) driver.Store { return mustOpen(t, url) }
 	storetest.Run(t, open, storetest.Options{
 		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
