@@ -17,6 +17,7 @@ import (
 // TestExploreCopies runs two calls on one record with a second copy in every order that their requests to the two servers
 // can reach them in, and, in each order, with either server losing its memory at every moment, or none.
 func TestExploreCopies(t *testing.T) {
+	t.Parallel()
 	e := newExplorer(t)
 	at := time.UnixMilli(time.Now().UnixMilli())
 	base := driver.Record{User: "ada", Created: at, Seen: at, Expires: at.Add(time.Hour), Revision: 30}
