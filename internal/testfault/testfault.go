@@ -23,6 +23,7 @@ package testfault
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"sync"
 	"testing"
@@ -246,7 +247,9 @@ func (r *run) probe(f Fault) {
 	x, absent := r.known, newSession()
 	large := absent.first()
 	if f.Bytes > 0 {
-		large.Fields = large.Fields.With(driver.Change{Name: "large", Value: make([]byte, f.Bytes)})
+		value := make([]byte, f.Bytes)
+		_, _ = rand.Read(value) // never fails; a database compresses zeros
+		large.Fields = large.Fields.With(driver.Change{Name: "large", Value: value})
 	}
 	wantAbsent := f.Load
 	if wantAbsent == nil {
