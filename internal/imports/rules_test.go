@@ -35,7 +35,7 @@ var rules = []rule{
 	{".", []string{"driver"}, none},
 	{"storetest", []string{".", "driver"}, several},
 
-	{"store", []string{".", "driver", "internal/storeurl", "store/..."}, none},
+	{"store", []string{".", "driver", "internal/storeurl", "keyring", "sealed/...", "store/..."}, none},
 	{"store/memory", []string{"driver"}, none},
 	{"store/filestore", []string{"driver", "internal/..."}, none},
 	{"store/transfer", []string{".", "driver"}, none},
