@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"testing"
@@ -65,5 +67,47 @@ func TestSealedDemo(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestSealedUsersDropped: who is logged out by force stays out although the store of user records drops them, and so does
+// everybody whose record was dropped, until they log in again.
+func TestSealedUsersDropped(t *testing.T) {
+	server := testserver.Memcached(t)
+	d := mustDemo(t, "--store", "cookie:?users="+url.QueryEscape("memcached://"+server.Addr))
+	ada, bob := newBrowser(t, d.url), newBrowser(t, d.url)
+	me := ada.mustLogin(t, "ada")
+	other := newBrowser(t, d.url)
+	other.mustLogin(t, "ada")
+	bob.mustLogin(t, "bob")
+	if r, err := other.do(t.Context(), "POST", "/sessions/"+me.Session+"/revoke", nil, nil); err != nil || r.status != http.StatusOK {
+		t.Fatalf("revoke: %v, status %d", err, r.status)
+	}
+	c, err := net.Dial("tcp", server.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := fmt.Fprint(c, "flush_all\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := bufio.NewReader(c).ReadString('\n'); err != nil || answer != "OK\r\n" {
+		t.Fatalf("flush_all: %q, %v", answer, err)
+	}
+	eventually(t, 15*time.Second, func() error {
+		for range 3 {
+			for _, b := range []*browser{ada, other, bob} {
+				if w := b.must(t, "GET", "/whoami", nil); w.User != "" {
+					return fmt.Errorf("%s takes somebody for %q", w.App, w.User)
+				}
+			}
+		}
+		return nil
+	})
+	if w := bob.mustLogin(t, "bob"); w.User != "bob" {
+		t.Errorf("after another login: user %q", w.User)
+	}
+	if w := ada.must(t, "GET", "/whoami", nil); w.User != "" {
+		t.Errorf("the revoked session: user %q", w.User)
 	}
 }
