@@ -45,6 +45,22 @@ type Config struct {
 	// StoreTimeout bounds the work one call of the Manager does in the store, retries included. Default 3 seconds.
 	StoreTimeout time.Duration
 
+	// Strict, for sealed sessions, keeps a record of each with its latest revision in the store, so that a token from
+	// before the latest is refused, Field.Update works, and a session that is logged out is over in the same moment
+	// everywhere. It costs what NewSealed saves: a load per request that uses its session, and a save per change.
+	Strict bool
+	// FailOpen, for sealed sessions, accepts those that are logged in while the store of user records cannot answer.
+	// Whoever was logged out by force or whose token was stolen stays in for as long. Default: such requests fail with
+	// ErrUnavailable, as they do where the session itself is in a store.
+	FailOpen bool
+	// Spill, for sealed sessions, moves the largest fields of a session that does not fit into its token to the store, as
+	// long as it does not. Requests with such a session load them, and where the store has dropped them the session is
+	// over. Default: ErrTooLarge.
+	Spill bool
+	// Bearer takes the token of sealed sessions from "Authorization: Bearer", for API clients, where the request has no
+	// session cookie. A new token is in the same header of the response. Default: off.
+	Bearer bool
+
 	// ValueKeys encrypt the values of fields in the store, with AES-256-GCM bound to session and field name. Each has
 	// 32 random bytes. The first encrypts, all decrypt. Default: values are stored as plain JSON.
 	ValueKeys [][]byte
@@ -85,6 +101,9 @@ type Cookie struct {
 	// every browser sends Secure cookies there. For demonstrations and development: behind a proxy that rewrites
 	// Host to a loopback address, it would drop them for everybody.
 	AllowPlainLocalhost bool
+	// Tenant is sealed into sealed sessions, beside the name: a token of one tenant is refused at another, however their
+	// cookies are called. Up to 256 bytes.
+	Tenant string
 }
 
 func (c Config) withDefaults() Config {
@@ -129,7 +148,7 @@ func (c Cookie) withDefaults() Cookie {
 // maxCookieAge is the longest lifetime browsers keep a cookie for (RFC 6265bis, section 5.5).
 const maxCookieAge = 400 * 24 * time.Hour
 
-// Validate reports every field that cannot be used, at once. New calls it.
+// Validate reports every field that cannot be used, at once. New and NewSealed call it.
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	var errs []error
@@ -146,8 +165,8 @@ func (c Config) Validate() error {
 	if c.StoreTimeout < 0 {
 		bad("StoreTimeout is %v: want more than 0", c.StoreTimeout)
 	}
-	if c.DisableCookie && c.Header == "" && c.URLParameter == "" {
-		bad("DisableCookie leaves no way to carry the token: set Header or URLParameter")
+	if c.DisableCookie && c.Header == "" && c.URLParameter == "" && !c.Bearer {
+		bad("DisableCookie leaves no way to carry the token: set Header, URLParameter or Bearer")
 	}
 	switch name := http.CanonicalHeaderKey(c.Header); name {
 	case "Authorization", "Cookie", "Set-Cookie", "Host":
@@ -183,6 +202,9 @@ func (c Cookie) validate() error {
 	}
 	if strings.HasPrefix(c.Name, "__") {
 		bad("Name %q: the prefix is added by itself, leave it out (or set NoPrefix and choose a name without one)", c.Name)
+	}
+	if len(c.Tenant) > 256 {
+		bad("Tenant has %d bytes: want at most 256", len(c.Tenant))
 	}
 	if len(c.Name) > 256 || len(c.Domain) > 1024 || len(c.Path) > 1024 {
 		bad("Name, Domain or Path is longer than browsers keep (256, 1024, 1024 bytes)")

@@ -31,7 +31,7 @@ func TestConfigValidate(t *testing.T) {
 		{"max bytes", config{MaxBytes: 1023}, []string{"MaxBytes is 1023: want at least 1024"}},
 		{"negative max bytes", config{MaxBytes: -1}, []string{"MaxBytes is -1"}},
 		{"store timeout", config{StoreTimeout: -time.Second}, []string{"StoreTimeout is -1s"}},
-		{"no transport", config{DisableCookie: true}, []string{"DisableCookie leaves no way to carry the token: set Header or URLParameter"}},
+		{"no transport", config{DisableCookie: true}, []string{"DisableCookie leaves no way to carry the token: set Header, URLParameter or Bearer"}},
 		{"header only", config{DisableCookie: true, Header: "X-Auth-Token"}, nil},
 		{"URL only", config{DisableCookie: true, URLParameter: "sid"}, nil},
 		{"header with a meaning", config{Header: "authorization"}, []string{"Header is Authorization, which has a meaning of its own"}},
@@ -111,11 +111,11 @@ func TestCapabilities(t *testing.T) {
 		max   int
 		want  holdfast.Capabilities
 	}{
-		{"memory", mem, 0, holdfast.Capabilities{Store: mem.Describe(), Merge: true, List: true, Sweep: true, Stat: true, MaxBytes: 1 << 20}},
-		{"plain", tapped{Store: mem}, 0, holdfast.Capabilities{MaxBytes: 1 << 20}},
-		{"toucher", tappedToucher{tappedMerger{tapped{Store: mem}}}, 0, holdfast.Capabilities{Merge: true, Touch: true, MaxBytes: 1 << 20}},
-		{"small", small, 0, holdfast.Capabilities{Store: d, MaxBytes: 5000}},
-		{"configured smaller", small, 2000, holdfast.Capabilities{Store: d, MaxBytes: 2000}},
+		{"memory", mem, 0, holdfast.Capabilities{Store: mem.Describe(), Merge: true, List: true, Sweep: true, Stat: true, Revoke: true, MaxBytes: 1 << 20}},
+		{"plain", tapped{Store: mem}, 0, holdfast.Capabilities{Revoke: true, MaxBytes: 1 << 20}},
+		{"toucher", tappedToucher{tappedMerger{tapped{Store: mem}}}, 0, holdfast.Capabilities{Merge: true, Touch: true, Revoke: true, MaxBytes: 1 << 20}},
+		{"small", small, 0, holdfast.Capabilities{Store: d, Revoke: true, MaxBytes: 5000}},
+		{"configured smaller", small, 2000, holdfast.Capabilities{Store: d, Revoke: true, MaxBytes: 2000}},
 	} {
 		got := mustManager(t, tt.store, holdfast.Config{MaxBytes: tt.max}).Capabilities()
 		if diff := cmp.Diff(tt.want, got); diff != "" {

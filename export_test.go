@@ -21,6 +21,9 @@ var (
 
 	// DefaultRand is what Config.Rand is by default.
 	DefaultRand = rand.Reader
+
+	// EpochID is where RevokeAll leaves its mark.
+	EpochID = epochID
 )
 
 // CookieValues returns the values of all cookies of a name.

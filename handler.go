@@ -122,9 +122,11 @@ func (x *exchange) commit() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
-	if len(s.pending) > 0 {
-		// What the handler did is done, also for a client that has gone away.
-		err = s.flush(context.WithoutCancel(x.Context))
+	// What the handler did is done, also for a client that has gone away.
+	if ctx := context.WithoutCancel(x.Context); x.m.sealed() {
+		err = s.commitSealed(ctx)
+	} else if len(s.pending) > 0 {
+		err = s.flush(ctx)
 	}
 	x.phase.Store(phaseCommitted)
 	if err == nil {
@@ -161,7 +163,7 @@ func (x *exchange) finish(returned bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if returned && s.loaded && (len(s.pending) > 0 || s.touchDue()) {
+	if returned && s.loaded && !x.m.sealed() && (len(s.pending) > 0 || s.touchDue()) {
 		ctx := context.WithoutCancel(x.Context)
 		if err := s.flush(ctx); err != nil {
 			x.m.config.Logger.Warn("session changed after the response was sent, and could not be saved", "err", err)

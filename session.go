@@ -32,6 +32,13 @@ type Session struct {
 	policy  policy          // that record was made under
 	pending []driver.Change // not stored yet, at most one of a name, values not encrypted
 
+	// Of sealed sessions only.
+	foreign  bool          // the client has a token that another server may know
+	reseal   bool          // the token was made with a key that is no longer the active one
+	readOnly bool          // the token has been replaced a moment ago; see Config.Strict
+	server   driver.Record // with Config.Strict: what the servers keep of the session
+	spill    spill
+
 	vary, private [1]string // room for two header lines, which are in the response of nearly every request
 }
 
@@ -49,6 +56,10 @@ func (s *Session) load() {
 	}
 	ctx, cancel := s.m.bound(s.x.Context)
 	defer cancel()
+	if s.m.sealed() {
+		s.openToken(ctx, token)
+		return
+	}
 	id, ok := TokenID(token)
 	if !ok {
 		s.m.emit(ctx, &s.m.counters.malformed, Event{Kind: EventRefused, Cause: "malformed"})
@@ -171,10 +182,17 @@ func (s *Session) fits(changes []driver.Change) error {
 	for _, c := range changes {
 		bound += perField + len(c.Name) + len(c.Value)
 	}
-	if bound <= s.m.config.MaxBytes {
+	limit := s.m.config.MaxBytes
+	if s.m.sealed() {
+		limit = s.m.maxToken / 2 // a token is a third longer than what it holds
+	}
+	if bound <= limit {
 		return nil
 	}
-	_, err := s.m.follow(s.policy, s.record, s.m.seal(s.id, changes))
+	rec, err := s.m.follow(s.policy, s.record, s.m.seal(s.id, changes))
+	if err == nil && s.m.sealed() && !s.m.config.Spill {
+		_, err = s.m.sealToken(s.x.binding(), s.id, rec)
+	}
 	return err
 }
 
@@ -194,7 +212,7 @@ func (s *Session) writable() error {
 	switch p := s.x.phase.Load(); {
 	case p == phaseFinished:
 		return ErrFinished
-	case p == phaseCommitted && s.record.Revision == 0:
+	case p == phaseCommitted && (s.record.Revision == 0 || s.m.sealed()):
 		return ErrCommitted
 	}
 	return nil
@@ -206,6 +224,9 @@ func (s *Session) update(ctx context.Context, name string, fn func([]byte) ([]by
 	defer s.mu.Unlock()
 	if err := s.writable(); err != nil {
 		return err
+	}
+	if s.m.sealed() && !s.m.config.Strict {
+		return fmt.Errorf("update: %w: of two requests that carry the same sealed session the client keeps one answer (Config.Strict refuses the other)", ErrUnsupported)
 	}
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
@@ -220,7 +241,7 @@ func (s *Session) update(ctx context.Context, name string, fn func([]byte) ([]by
 		others := func(c driver.Change) bool { return c.Name == name }
 		return append(slices.DeleteFunc(slices.Clone(s.pending), others), driver.Change{Name: name, Value: b}), nil
 	}
-	if s.record.Revision == 0 {
+	if s.record.Revision == 0 || s.m.sealed() {
 		changes, err := changesTo(s.record)
 		if err != nil {
 			return err
@@ -259,7 +280,7 @@ func (s *Session) flush(ctx context.Context) error {
 	}
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
-	if s.record.Revision == 0 {
+	if s.record.Revision == 0 || s.m.sealed() {
 		return s.create(ctx, s.pending)
 	}
 	if err := s.confirm(ctx); err != nil {
@@ -289,8 +310,11 @@ func (s *Session) lose(ctx context.Context, kind string) {
 	}
 }
 
-// create stores a new session with changes, and has its token sent.
+// create stores a new session with changes, or seals any, and has its token sent.
 func (s *Session) create(ctx context.Context, changes []driver.Change) error {
+	if s.m.sealed() {
+		return s.sealNext(ctx, changes)
+	}
 	if s.token == "" {
 		if err := s.mint(); err != nil {
 			return err
@@ -395,8 +419,10 @@ func (s *Session) Renew(ctx context.Context) error {
 	if s.record.Revision == 0 && s.lost == "" && s.err == nil {
 		return nil
 	}
-	if err := s.listed(ctx); err != nil { // it would be listed again
-		return err
+	if !s.m.sealed() { // sealed ones are looked up in each request
+		if err := s.listed(ctx); err != nil { // it would be listed again
+			return err
+		}
 	}
 	return s.renew(ctx, renewal{cause: "renew", user: s.record.User, created: s.record.Created, policy: s.policy})
 }
@@ -422,6 +448,9 @@ func (s *Session) renew(ctx context.Context, r renewal) error {
 	}
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
+	if s.m.sealed() {
+		return s.renewSealed(ctx, r)
+	}
 	old := s.detached()
 	r.unknown = s.unknown
 	fresh := Session{m: s.m, policy: r.policy, pending: s.pending}
@@ -568,8 +597,12 @@ func (s *Session) Logout(ctx context.Context) error {
 	}
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
+	end := func(ctx context.Context, old stale) error { return s.m.end(ctx, old) }
+	if s.m.sealed() {
+		end = func(ctx context.Context, _ stale) error { return s.logoutSealed(ctx) }
+	}
 	if old := s.detached(); old.record.Revision != 0 {
-		if err := s.m.end(ctx, old); err != nil {
+		if err := end(ctx, old); err != nil {
 			if errors.Is(err, ErrEnded) {
 				s.lose(ctx, markerRenewed)
 			}
@@ -578,6 +611,7 @@ func (s *Session) Logout(ctx context.Context) error {
 		s.m.emit(ctx, &s.m.counters.ended, Event{Kind: EventEnded, Cause: "logout", ID: old.id, User: old.record.User})
 	}
 	s.token, s.id, s.record, s.pending, s.policy = "", driver.ID{}, driver.Record{}, nil, s.m.complete(policy{})
+	s.foreign, s.reseal, s.server, s.spill = false, false, driver.Record{}, spill{}
 	if s.x != nil {
 		s.x.send, s.x.clear = false, true
 	}

@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -51,6 +53,7 @@ const (
 	carrierNone carrier = iota
 	carrierCookie
 	carrierHeader
+	carrierBearer
 	carrierURL
 )
 
@@ -78,13 +81,23 @@ func (x *exchange) findToken() (string, error) {
 		}
 		if len(values) > 0 {
 			x.carrier = carrierCookie
-			return x.only(values), nil
+			token := x.only(values)
+			if m.sealed() && strings.HasPrefix(token, chunkMark) {
+				token = x.joinChunks(c.Name, token)
+			}
+			return token, nil
 		}
 	}
 	if m.config.Header != "" {
 		if values := x.r.Header.Values(m.config.Header); len(values) > 0 {
 			x.carrier = carrierHeader
 			return x.only(values), nil
+		}
+	}
+	if m.config.Bearer {
+		if token, ok := bearer(x.r); ok {
+			x.carrier = carrierBearer
+			return token, nil
 		}
 	}
 	if len(x.urlTokens) > 0 {
@@ -125,6 +138,116 @@ func cookieValues(values, lines []string, name string) ([]string, error) {
 		}
 	}
 	return values, nil
+}
+
+// bearer returns the token of an Authorization header of that scheme (RFC 6750, section 2.1).
+func bearer(r *http.Request) (string, bool) {
+	values := r.Header["Authorization"]
+	if len(values) != 1 {
+		return "", false
+	}
+	scheme, token, ok := strings.Cut(values[0], " ")
+	return strings.TrimLeft(token, " "), ok && strings.EqualFold(scheme, "Bearer")
+}
+
+// A sealed token that is too long for one cookie is sent in several, of which the first has the session cookie's name
+// and the others that name with ".1" to ".9" behind it. The first begins with "~", which no token does, the number of
+// cookies as one digit, and a dot; then in each come 8 random characters that are the same in the cookies of one token, and a
+// dot. So the parts of two tokens are never put together: the seal would tell, but not that a part is missing.
+const (
+	chunkMark = "~"
+	chunkID   = 8
+	maxChunks = 9
+
+	// maxCookie is the longest name and value together that browsers keep (RFC 6265bis, section 5.6).
+	maxCookie = 4096
+)
+
+// splitToken returns the values of the cookies that a token is sent in, the first under the name itself.
+func splitToken(name, token string) []string {
+	if len(name)+len(token) <= maxCookie {
+		return []string{token}
+	}
+	id := rand.Text()[:chunkID]
+	first := maxCookie - len(name) - len("~2.") - chunkID - 1
+	other := maxCookie - len(name) - len(".1") - chunkID - 1
+	parts := []string{token[:first]}
+	for rest := token[first:]; rest != ""; {
+		n := min(len(rest), other)
+		parts = append(parts, id+"."+rest[:n])
+		rest = rest[n:]
+	}
+	parts[0] = chunkMark + strconv.Itoa(len(parts)) + "." + id + "." + parts[0]
+	return parts
+}
+
+// joinChunks returns the token whose first part came in the cookie of the name itself, or "" if one of the others is
+// missing or not of this token.
+func (x *exchange) joinChunks(name, first string) string {
+	incomplete := func() string {
+		x.m.emit(x.Context, &x.m.counters.incomplete, Event{Kind: EventRefused, Cause: "incomplete"})
+		return ""
+	}
+	const head = len("~2.") + chunkID + 1
+	if len(first) < head || first[1] < '2' || first[1] > '0'+maxChunks || first[2] != '.' || first[head-1] != '.' {
+		return incomplete()
+	}
+	id := first[len("~2.") : head-1]
+	parts := make([]string, 1, maxChunks)
+	parts[0] = first[head:]
+	for k := 1; k < int(first[1]-'0'); k++ {
+		var room [2]string
+		values, err := cookieValues(room[:0], x.r.Header["Cookie"], name+"."+strconv.Itoa(k))
+		if err != nil || len(values) == 0 {
+			return incomplete()
+		}
+		part := x.only(values)
+		if part == "" {
+			return ""
+		}
+		if len(part) <= chunkID || part[:chunkID] != id || part[chunkID] != '.' {
+			return incomplete()
+		}
+		parts = append(parts, part[chunkID+1:])
+	}
+	return strings.Join(parts, "")
+}
+
+// dropChunks has the browser drop the cookies of an earlier token that the one sent now has no use for: all that it
+// sent, from number k on.
+func (x *exchange) dropChunks(c sentCookie, k int) {
+	name := c.Name
+	for ; k <= maxChunks; k++ {
+		c.Name = name + "." + strconv.Itoa(k)
+		var room [1]string
+		if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], c.Name); len(values) > 0 {
+			x.Header().Add("Set-Cookie", c.header("", -1))
+		}
+	}
+}
+
+// binding is what a sealed token of the request is bound to: what carries it, and for which tenant.
+func (x *exchange) binding() string {
+	m := x.m
+	tenant := m.config.Cookie.Tenant
+	name := ""
+	switch {
+	case x.carrier == carrierHeader || x.carrier == carrierBearer || m.config.DisableCookie:
+		if m.config.CookieFor != nil {
+			tenant = m.config.CookieFor(x.r).Tenant
+		}
+		name = "\x00header"
+	case m.config.CookieFor != nil:
+		c, _ := m.cookie(x.r) // findToken refused what is not valid
+		name, tenant = c.Name, c.Tenant
+	default:
+		c, _ := m.cookie(x.r) // valid
+		name = c.Name
+	}
+	if tenant == "" {
+		return name
+	}
+	return name + "\x00" + tenant
 }
 
 // sentCookie is a Cookie with its prefix in Name.
@@ -209,6 +332,15 @@ func (x *exchange) completeHeader(s *Session) {
 		}
 		h.Set("Clear-Site-Data", what)
 	}
+	if m.config.Bearer {
+		addVary(h, "Authorization", &s.vary)
+	}
+	if m.config.Bearer && (x.carrier == carrierBearer || m.config.DisableCookie && m.config.Header == "") {
+		if x.send {
+			h.Set("Authorization", "Bearer "+s.token)
+		}
+		return
+	}
 	if m.config.Header != "" && (x.carrier == carrierHeader || m.config.DisableCookie) {
 		if x.send {
 			h.Set(m.config.Header, s.token)
@@ -226,6 +358,14 @@ func (x *exchange) completeHeader(s *Session) {
 	}
 	if x.duplicate && x.carrier == carrierCookie {
 		x.expireVariants(c)
+		for k := 1; m.sealed() && k <= maxChunks; k++ {
+			chunk := c
+			chunk.Name += "." + strconv.Itoa(k)
+			var room [2]string
+			if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], chunk.Name); len(values) > 1 {
+				x.expireVariants(chunk)
+			}
+		}
 	}
 	switch {
 	case x.send:
@@ -235,9 +375,24 @@ func (x *exchange) completeHeader(s *Session) {
 			end := s.record.Created.Add(s.policy.Lifetime)
 			maxAge = max(1, int(min(time.Until(end), maxCookieAge)/time.Second))
 		}
-		h.Add("Set-Cookie", c.header(s.token, maxAge))
+		if !m.sealed() {
+			h.Add("Set-Cookie", c.header(s.token, maxAge))
+			break
+		}
+		parts := splitToken(c.Name, s.token)
+		for k, part := range parts {
+			chunk := c
+			if k > 0 {
+				chunk.Name += "." + strconv.Itoa(k)
+			}
+			h.Add("Set-Cookie", chunk.header(part, maxAge))
+		}
+		x.dropChunks(c, len(parts))
 	case x.clear:
 		h.Add("Set-Cookie", c.header("", -1))
+		if m.sealed() {
+			x.dropChunks(c, 1)
+		}
 	}
 }
 

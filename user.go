@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -322,8 +323,14 @@ type Info struct {
 
 // List returns the sessions of a user, oldest first.
 func (m *Manager) List(ctx context.Context, user string) ([]Info, error) {
+	if m.store == nil {
+		return nil, fmt.Errorf("list sessions: %w", errNoUsers)
+	}
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
+	if m.sealed() {
+		return m.listSealed(ctx, user)
+	}
 	rec, err := m.load(ctx, UserID(user))
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
@@ -349,10 +356,18 @@ func (m *Manager) List(ctx context.Context, user string) ([]Info, error) {
 	return infos, nil
 }
 
-// Revoke ends a session by force, on every server at once. Ending one that does not exist is not an error.
+// Revoke ends a session by force, on every server at once, a sealed one within 5 seconds. Ending one that does not exist
+// is not an error. Sealed sessions of nobody in particular are on no record and cannot be ended, unless Config.Strict is
+// set; where a store that may drop records no longer knows whose session it is, the error is ErrNotFound.
 func (m *Manager) Revoke(ctx context.Context, id driver.ID) error {
+	if m.store == nil {
+		return fmt.Errorf("revoke session %s: %w", id, errNoUsers)
+	}
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
+	if m.sealed() {
+		return m.revokeSealed(ctx, id)
+	}
 	rec, _, err := m.loadSession(ctx, id)
 	if errors.Is(err, ErrNotFound) || err == nil && isMarker(rec) {
 		return nil
@@ -377,10 +392,17 @@ func (m *Manager) Revoke(ctx context.Context, id driver.ID) error {
 }
 
 // RevokeUser ends all sessions of a user by force, except some, on every server at once: afterwards none lives that
-// was logged in before. A login that comes at the same moment is before it or after it, never half.
+// was logged in before. A login that comes at the same moment is before it or after it, never half. Sealed sessions end
+// within 5 seconds on the other servers.
 func (m *Manager) RevokeUser(ctx context.Context, user string, except ...driver.ID) error {
+	if m.store == nil {
+		return fmt.Errorf("revoke sessions of a user: %w", errNoUsers)
+	}
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
+	if m.sealed() {
+		return m.revokeUserSealed(ctx, user, except)
+	}
 	ended := make(map[driver.ID]bool)
 	return m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
 		var changes []driver.Change

@@ -10,7 +10,7 @@ import (
 var (
 	// ErrTampered says that the token is not what a holder of the keys made for this binding: changed, truncated, moved
 	// from another cookie, or never a token at all.
-	ErrTampered = errors.New("tampered with")
+	ErrTampered = errors.New("cannot be decrypted: changed, moved, or under another key")
 	// ErrForeignSeal says that the token was sealed with a key, or in a version, that this process does not know. Another
 	// server may know it, in a roll-out: the client's token must be left as it is. Nothing of it has been authenticated.
 	ErrForeignSeal = errors.New("sealed with a key or in a version not known here")

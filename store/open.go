@@ -51,6 +51,8 @@ func Open(ctx context.Context, rawURL string) (driver.Store, error) {
 		return postgres.Open(ctx, rawURL)
 	case "sqlite":
 		return sqlite.Open(ctx, rawURL)
+	case "cookie", "jwt":
+		return nil, fmt.Errorf("%w: %s: keeps sessions with the client, and no store has them: OpenManager opens it", ErrURL, scheme)
 	default:
 		return nil, unknown(scheme)
 	}
@@ -128,6 +130,15 @@ func Name(rawURL string) string {
 		return ":…"
 	case "memory":
 		return "memory:"
+	case "cookie", "jwt":
+		u, err := url.Parse(rawURL)
+		if err != nil {
+			return scheme + ":…"
+		}
+		if users := u.Query().Get("users"); users != "" && users != "none" {
+			return scheme + ": (users in " + Name(users) + ")"
+		}
+		return scheme + ":"
 	case "file", "sqlite":
 		path, _, _ := strings.Cut(rawURL, "?")
 		return path

@@ -19,7 +19,7 @@ import (
 )
 
 type checkCmd struct {
-	URL string `arg:"" name:"url" help:"The store: file:/dir, redis://, mysql://, postgres://, sqlite:/file or memory:."`
+	URL string `arg:"" name:"url" help:"The store: ${stores}."`
 	output
 }
 

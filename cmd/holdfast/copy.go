@@ -22,7 +22,7 @@ import (
 var errPartly = errors.New("partly done")
 
 type copyCmd struct {
-	From     string        `arg:"" help:"The store to read, which must be able to list."`
+	From     string        `arg:"" help:"The store to read: ${stores}."`
 	To       string        `arg:"" help:"The store to write."`
 	Journal  string        `placeholder:"FILE" help:"What was copied, for the next run. Default: holdfast-copy- and 8 characters made from the two URLs, in the current directory."`
 	Parallel int           `default:"16" help:"Records to work on at once, 1 to 256 (${default})."`

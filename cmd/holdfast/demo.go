@@ -11,7 +11,7 @@ import (
 type demoCmd struct {
 	Listen   string `default:"127.0.0.1:8080" placeholder:"ADDR" help:"Address of the page (${default}). Port 0 takes a free one."`
 	Apps     int    `default:"3" help:"Number of application servers, 1 to 9 (${default})."`
-	Store    string `placeholder:"URL" help:"Store they share: file:/dir, redis://host:port. memory: gives each its own, and shows the problem. Default: files in a temporary directory."`
+	Store    string `placeholder:"URL" help:"Store they share: ${stores}. memory: gives each its own, and shows the problem. Default: files in a temporary directory."`
 	Affinity string `enum:"none,cookie" default:"none" help:"Which server a client goes to: none takes them in turn, cookie keeps to one (${default})."`
 	Public   bool   `help:"Allow an address that other machines reach. Whoever opens the page can kill the demo's servers."`
 }

@@ -20,16 +20,24 @@ func TestKillServers(t *testing.T) {
 		t.Run("affinity-"+affinity, func(t *testing.T) {
 			eachStore(t, b, func(t *testing.T, storeArgs []string, full bool) {
 				d := mustDemo(t, append([]string{"--affinity", affinity}, storeArgs...)...)
-				if err := killServers(t, d, full); err != nil {
+				if err := killServers(t, d, full, killUsers); err != nil {
 					t.Error(err)
 				}
 			})
 		})
 	}
+	// Of visits at once a browser keeps one answer, if the session is in its cookie: one after the other, all are counted.
+	for _, url := range []string{"cookie:", "jwt:"} {
+		t.Run(url, func(t *testing.T) {
+			if err := killServers(t, mustDemo(t, "--store", url, "--affinity", "none"), url == "cookie:", 1); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	// Without a store that is shared, the same must fail, or it would prove nothing.
 	t.Run("memory", func(t *testing.T) {
 		d := mustDemo(t, "--store", "memory:", "--affinity", "none")
-		err := killServers(t, d, true)
+		err := killServers(t, d, true, killUsers)
 		if err == nil {
 			t.Fatal("the login survived, and every visit was counted, without a shared store")
 		}
@@ -40,8 +48,8 @@ func TestKillServers(t *testing.T) {
 // killUsers is how many visits are under way at once.
 const killUsers = 4
 
-// killServers sends visits of one session while it kills and starts servers. It returns what was lost.
-func killServers(t *testing.T, d *running, full bool) error {
+// killServers sends visits of one session, from so many users of it at once, while it kills and starts servers. It returns what was lost.
+func killServers(t *testing.T, d *running, full bool, users int) error {
 	visits, steps := 240, 12
 	if full {
 		visits, steps = 2000, 100
@@ -64,7 +72,7 @@ func killServers(t *testing.T, d *running, full bool) error {
 			work <- struct{}{}
 		}
 		close(work)
-		for range killUsers {
+		for range users {
 			sent.Go(func() {
 				for range work {
 					k.visit(t.Context())

@@ -46,6 +46,7 @@ func run() int {
 		kong.Name("holdfast"),
 		kong.Description("Holdfast keeps a user's session while requests move between servers and servers come and go."),
 		kong.DefaultEnvars("HOLDFAST"),
+		kong.Vars{"stores": "file:/dir, sqlite:/file, redis://, redis-sentinel://, redis-cluster://, memcached://, mysql://, postgres:// or memory:"},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 	)
 	k, err := parser.Parse(os.Args[1:])

@@ -14,7 +14,7 @@ import (
 )
 
 type statCmd struct {
-	URL  string `arg:"" name:"url" help:"The store."`
+	URL  string `arg:"" name:"url" help:"The store: ${stores}."`
 	List bool   `help:"Read every record, and tell sessions, user records and markers apart."`
 	output
 }

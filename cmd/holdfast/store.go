@@ -113,7 +113,7 @@ func (c migrateCmd) Run(ctx context.Context) error {
 }
 
 type gcCmd struct {
-	URL string `arg:"" name:"url" help:"The store."`
+	URL string `arg:"" name:"url" help:"The store: ${stores}."`
 	output
 }
 

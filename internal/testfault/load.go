@@ -73,8 +73,9 @@ type Result struct {
 	// undone before, a create that overwrote, an error outside the contract. The first few are in Wrongs.
 	Wrong  int
 	Wrongs []string
-	// Late are calls that returned long after their deadline.
-	Late int
+	// Late are calls that returned long after their deadline. Latest is how long after it the latest of all returned.
+	Late   int
+	Latest time.Duration
 	// Lost are writes that were acknowledged and are not there.
 	Lost int
 	// Undone are states that were not acknowledged, but read, and are not there any more; logouts too.
@@ -101,8 +102,8 @@ func (r Result) String() string {
 		refused = []string{"none"}
 	}
 	return fmt.Sprintf("%d visits, %d writes acknowledged, of which lost: %d; %d logouts, of which revived: %d; sessions gone: %d; "+
-		"read and undone: %d; overtaken: %d; wrong answers: %d; late: %d; refused: %s; longest stall %v",
-		r.Visits, r.Acked, r.Lost, r.Ended, r.Revived, r.Gone, r.Undone, r.Overtaken, r.Wrong, r.Late, strings.Join(refused, ", "),
+		"read and undone: %d; overtaken: %d; wrong answers: %d; late: %d, latest by %v; refused: %s; longest stall %v",
+		r.Visits, r.Acked, r.Lost, r.Ended, r.Revived, r.Gone, r.Undone, r.Overtaken, r.Wrong, r.Late, r.Latest.Round(time.Millisecond), strings.Join(refused, ", "),
 		r.Stall.Round(time.Millisecond))
 }
 

@@ -59,8 +59,8 @@ func cutIdle(r *run) {
 func (r *run) first() {
 	r.Helper()
 	x := newSession()
-	r.try(call{"the first call after it, a create", nil, func(ctx context.Context) error { return r.s.Save(ctx, x.id, x.first(), 0) }})
-	r.try(call{"Load", nil, func(ctx context.Context) error { _, err := r.s.Load(ctx, x.id); return err }})
+	r.try(call{op: "the first call after it, a create", f: func(ctx context.Context) error { return r.s.Save(ctx, x.id, x.first(), 0) }})
+	r.try(call{op: "Load", f: func(ctx context.Context) error { _, err := r.s.Load(ctx, x.id); return err }})
 }
 
 // idle is a moment in which nothing is asked of the store.

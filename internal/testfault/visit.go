@@ -66,8 +66,15 @@ func (v *visit) run(patience time.Duration) {
 // do makes a call and looks at how it ended, other than with ErrNotFound or ErrConflict, which are the caller's to judge.
 func (v *visit) do(op string, f func(context.Context) error) (answered bool, err error) {
 	err = f(v.ctx)
-	if deadline, ok := v.ctx.Deadline(); ok && time.Since(deadline) > slack {
-		v.l.count(func(r *Result) { r.Late++ })
+	if deadline, ok := v.ctx.Deadline(); ok {
+		if late := time.Since(deadline); late > 0 {
+			v.l.count(func(r *Result) {
+				r.Latest = max(r.Latest, late)
+				if late > slack {
+					r.Late++
+				}
+			})
+		}
 	}
 	conflict, notFound := errors.Is(err, driver.ErrConflict), errors.Is(err, driver.ErrNotFound)
 	if err == nil || (conflict || notFound) && !errors.Is(err, driver.ErrUnavailable) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {

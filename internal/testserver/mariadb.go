@@ -23,26 +23,37 @@ const (
 type MariaDBOptions struct {
 	// Config are further lines of the section [mariadbd].
 	Config []string
+
+	firstArgs []string // further arguments of the first start only
+	joins     bool     // a cluster, whose data it copies: it makes none of its own
+	user      string   // whom it runs as if the tests run as root; "": root
 }
 
 // MariaDB starts mariadbd with an empty database [Database].
 func MariaDB(t testing.TB, o ...MariaDBOptions) *Server {
 	t.Helper()
 	opt := first(o)
-	return start(t, spec{
+	s := start(t, spec{
 		program: "mariadbd",
 		debian:  "mariadb-server",
-		prepare: mariadbPrepare,
+		user:    opt.user,
+		prepare: func(s *Server) error { return mariadbPrepare(s, opt) },
 		args: func(s *Server) []string {
-			return []string{"--defaults-file=" + s.mustWrite("my.cnf", mariadbConfig(s, opt))}
+			return append([]string{"--defaults-file=" + s.mustWrite("my.cnf", mariadbConfig(s, opt))}, opt.firstArgs...)
 		},
 		ready: mariadbReady,
 	}, nil)
+	opt.firstArgs = nil
+	return s
 }
 
 // mariadbPrepare makes the data directory.
-func mariadbPrepare(s *Server) error {
+func mariadbPrepare(s *Server, o MariaDBOptions) error {
 	data := filepath.Join(s.Dir, "data")
+	if o.joins {
+		s.mustWrite("init.sql", "")
+		return os.Mkdir(data, 0o700)
+	}
 	args := []string{"--no-defaults", "--datadir=" + data, "--auth-root-authentication-method=normal", "--skip-test-db",
 		// In a directory that they share, servers that start remove each other's temporary tables.
 		"--tmpdir=" + s.Dir, "--innodb-log-file-size=8M", "--skip-name-resolve"}
@@ -80,7 +91,7 @@ func mariadbConfig(s *Server, o MariaDBOptions) string {
 		"innodb-flush-log-at-trx-commit = 2",
 		"performance-schema = OFF",
 	}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && o.user == "" {
 		conf = append(conf, "user = root")
 	}
 	return lines(append(conf, o.Config...)...)

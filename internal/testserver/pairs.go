@@ -16,6 +16,7 @@ type Pair struct {
 	t       testing.TB
 	promote func() error
 	part    func() error
+	open    func() error // makes the old primary take writes
 }
 
 // PairOptions say how a [Pair] replicates.
@@ -32,6 +33,15 @@ func (p *Pair) Promote() {
 	}
 }
 
+// Return starts the old primary again, as it was when it was stopped: it takes writes, and knows nothing of the promotion.
+func (p *Pair) Return() {
+	p.t.Helper()
+	p.Primary.Restart()
+	if err := p.open(); err != nil {
+		p.t.Fatalf("testserver: the old primary: %v\n%s", err, p.Primary.Log())
+	}
+}
+
 // Part ends the replication: what is committed from now on the replica does not get.
 func (p *Pair) Part() {
 	p.t.Helper()
@@ -41,12 +51,13 @@ func (p *Pair) Part() {
 }
 
 // MariaDBPair starts a MariaDB server and a replica that follows it by GTID, by semi-synchronous replication if asked:
-// the primary waits for the replica's receipt before it commits, and for as long as it takes.
+// the primary waits for the replica's receipt before it commits, and for as long as it takes. As MariaDB's manual advises,
+// both are read-only when they start; the primary is then made to take writes.
 func MariaDBPair(t testing.TB, o ...PairOptions) *Pair {
 	t.Helper()
-	config := func(id string, more ...string) []string {
-		conf := append([]string{"server-id = " + id, "log-bin = bin", "log-slave-updates", "gtid-strict-mode = ON",
-			"slave-net-timeout = 5", "innodb-buffer-pool-size = 32M"}, more...)
+	config := func(id string) []string {
+		conf := []string{"server-id = " + id, "log-bin = bin", "log-slave-updates", "gtid-strict-mode = ON",
+			"read-only = ON", "slave-net-timeout = 5", "innodb-buffer-pool-size = 32M"}
 		if first(o).Synchronous {
 			conf = append(conf, "rpl-semi-sync-slave-enabled = ON", "rpl-semi-sync-master-timeout = 3600000",
 				"rpl-semi-sync-master-wait-point = AFTER_SYNC")
@@ -55,13 +66,15 @@ func MariaDBPair(t testing.TB, o ...PairOptions) *Pair {
 	}
 	p := &Pair{t: t}
 	p.Primary = MariaDB(t, MariaDBOptions{Config: config("1")})
-	p.Replica = MariaDB(t, MariaDBOptions{Config: config("2", "read-only = ON")})
+	p.Replica = MariaDB(t, MariaDBOptions{Config: config("2")})
 	must := func(s *Server, statements ...string) {
 		t.Helper()
 		if _, err := s.mariadb(statements...); err != nil {
 			t.Fatal(err)
 		}
 	}
+	p.open = func() error { _, err := p.Primary.mariadb("SET GLOBAL read_only = OFF"); return err }
+	must(p.Primary, "SET GLOBAL read_only = OFF")
 	must(p.Replica,
 		"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT="+p.Primary.Port()+", MASTER_USER='"+DatabaseUser+
 			"', MASTER_PASSWORD='"+DatabasePassword+"', MASTER_USE_GTID=slave_pos, MASTER_CONNECT_RETRY=1",
@@ -126,7 +139,7 @@ func column(answer, name string) string {
 func PostgresPair(t testing.TB, o ...PairOptions) *Pair {
 	t.Helper()
 	config := []string{"wal_level = replica", "max_wal_senders = 4", "wal_receiver_status_interval = 1s"}
-	p := &Pair{t: t}
+	p := &Pair{t: t, open: func() error { return nil }}
 	p.Primary = Postgres(t, PostgresOptions{Config: config})
 	p.Replica = Postgres(t, PostgresOptions{Config: config, Primary: p.Primary})
 	want := "async"

@@ -22,15 +22,7 @@ func runAs(cmd *exec.Cmd, name, dir string) error {
 	if name == "" || os.Geteuid() != 0 {
 		return nil
 	}
-	u, err := user.Lookup(name)
-	if err != nil {
-		return err
-	}
-	uid, err := strconv.Atoi(u.Uid)
-	if err != nil {
-		return err
-	}
-	gid, err := strconv.Atoi(u.Gid)
+	uid, gid, err := ids(name)
 	if err != nil {
 		return err
 	}
@@ -44,6 +36,19 @@ func runAs(cmd *exec.Cmd, name, dir string) error {
 		}
 		return os.Lchown(path, uid, gid)
 	})
+}
+
+// ids returns the numbers of a user of the system and of their group.
+func ids(name string) (uid, gid int, err error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, 0, err
+	}
+	if uid, err = strconv.Atoi(u.Uid); err != nil {
+		return 0, 0, err
+	}
+	gid, err = strconv.Atoi(u.Gid)
+	return uid, gid, err
 }
 
 // descendants returns the processes that pid has started, and those that they have, as far as they live. It leaves

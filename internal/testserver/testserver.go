@@ -15,11 +15,13 @@ package testserver
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,7 +72,7 @@ func start(t testing.TB, sp spec, tls *Certificates) *Server {
 			t.Fatalf("testserver: prepare %s: %v", sp.program, err)
 		}
 	}
-	// Another process can take the port between freePort and the server's own bind.
+	// Another program can take the port between freePort and the server's own bind.
 	var err error
 	for range 3 {
 		s.Addr = freePort(t)
@@ -160,6 +162,11 @@ func (s *Server) run() error {
 		err = s.spec.ready(attempt, s)
 		done()
 		if err == nil {
+			select {
+			case <-proc.exited: // somebody else answers there
+				return fmt.Errorf("%s ended, and another server answers on %s: %v", s.spec.program, s.Addr, proc.err)
+			default:
+			}
 			s.proc = proc
 			return nil
 		}
@@ -214,15 +221,30 @@ func mustFind(t testing.TB, sp spec) string {
 	return ""
 }
 
-// freePort returns a loopback address that nobody listens on.
+// freePort returns a loopback address that nobody listens on, and that no other test is given until this one ends. A port
+// that the system chose, and that was closed again for the server to take, was given to another test's server now and
+// then, which answered in place of this one, or to a connection, so that a server could not be restarted.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 1000 {
+		// Below what systems choose from for connections (32768 and up on Linux).
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+rand.IntN(22_000)))
+		var reserved net.PacketConn
+		if reserved, err = net.ListenPacket("udp", addr); err != nil { // nothing is sent there: it says that the number is taken
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", addr); err != nil {
+			_ = reserved.Close() // nothing was sent
+			continue
+		}
+		_ = l.Close() // for the server
+		t.Cleanup(func() { _ = reserved.Close() })
+		return addr
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("testserver: no port is free: %v", err)
+	return ""
 }
 
 // lines joins configuration lines, leaving out empty ones.

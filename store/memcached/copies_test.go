@@ -165,6 +165,7 @@ func TestCopiesForgotten(t *testing.T) {
 // TestCopiesUnderLoad: while servers are killed and restarted in turn, no acknowledged save is lost, no session that was
 // ended returns, and nobody is told that a session is gone.
 func TestCopiesUnderLoad(t *testing.T) {
+	t.Parallel()
 	srvs, url := mustServers(t, 3)
 	s := mustOpen(t, url+"?copies=2")
 	workers, rounds := 16, testserver.Scale(4, 60)

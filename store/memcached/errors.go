@@ -55,6 +55,7 @@ func mapError(err error) error {
 var (
 	errBroken   = errors.New("the connection broke")
 	errSilent   = errors.New("it does not answer")
+	errClosed   = errors.New("it closes the connection; is this memcached?")
 	errNoCAS    = errors.New("the server was started with -C, without compare-and-swap: parallel requests would overwrite each other; start it without -C")
 	errNoMemory = errors.New("the server is out of memory; raise its setting -m, or start it without -M")
 )

@@ -48,6 +48,7 @@ type guest struct {
 }
 
 func killOneOfThree(t *testing.T, copies int) {
+	t.Parallel()
 	srvs, url := mustServers(t, 3)
 	const killed, users = 1, 60
 	url = fmt.Sprintf("%s?copies=%d", url, copies)

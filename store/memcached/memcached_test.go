@@ -3,9 +3,11 @@ package memcached_test
 import (
 	"bufio"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,7 +27,14 @@ var (
 	_ driver.Describer = (*memcached.Store)(nil)
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests that are parallel wait for answers, most of the time.
+	if runtime.GOMAXPROCS(0) < 6 {
+		_ = flag.Set("test.parallel", "6") // the flag exists
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var quiet = memcached.Config{Logger: slog.New(slog.DiscardHandler)}
 

@@ -20,8 +20,9 @@ import (
 const (
 	// connectTimeout bounds making a connection, the first question to the server included.
 	connectTimeout = 3 * time.Second
-	// A server that cannot be connected to is left alone for this long, then twice as long, up to a second: calls fail at
-	// once meanwhile, and one of them tries again after that.
+	// A server that refuses a connection, closes two one after the other, or is silent, and answers nobody meanwhile,
+	// counts as down. It is left alone for this long, then twice as long, up to a second: calls that need a connection fail
+	// at once meanwhile, and one of them tries again after that.
 	backoffMin = 50 * time.Millisecond
 	backoffMax = time.Second
 	// closePatience is how long Close lets calls that are under way go on.
@@ -55,8 +56,8 @@ type server struct {
 	stopped  bool          // Close has lost its patience
 	life     uint64        // of the server that was connected to last; see parseLife. 0: it does not tell
 	evicted  uint64        // as that server counted when last asked
-	answered time.Time     // when a call was answered last
-	down     error         // why the last attempt to connect failed
+	answered time.Time     // when a call was answered last, or a connection made
+	down     error         // why it counts as down; nil: it does not
 	retry    time.Time     // when to try again
 	backoff  time.Duration // what was added for that
 	retrying bool          // somebody is trying
@@ -214,25 +215,30 @@ func (s *server) mayConnect(now time.Time) error {
 	return nil
 }
 
-// connect makes a connection, and asks the server who it is.
+// connect makes a connection, and asks the server who it is. One that breaks before the answer is tried again at once:
+// nothing was asked of it but that.
 func (s *server) connect() (*lane, error) {
 	ctx, cancel := context.WithTimeout(s.dialing, connectTimeout)
 	defer cancel()
 	start := time.Now()
 	l, info, err := s.dial(ctx)
+	if errors.Is(err, errClosed) && s.isUp() {
+		start = time.Now()
+		l, info, err = s.dial(ctx)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.retrying = false
-	if s.stopped {
+	switch {
+	case s.stopped:
 		if l != nil {
 			_ = l.Close()
 		}
 		return nil, driver.ErrClosed
-	}
-	if err == errSilent && s.answered.After(start) {
-		return nil, driver.Unavailable(fmt.Errorf("memcached %s: %w", s.addr, err)) // it is slow, and answers others
-	}
-	if err != nil {
+	case err != nil && s.answered.After(start):
+		// It answers others: it is slow, or has no room for a further connection.
+		return nil, driver.Unavailable(fmt.Errorf("memcached %s: %w", s.addr, err))
+	case err != nil:
 		if s.down == nil {
 			s.log.Warn("memcached server is down", "server", s.addr, "error", err)
 			s.backoff = backoffMin / 2
@@ -245,9 +251,17 @@ func (s *server) connect() (*lane, error) {
 		s.down = nil
 		s.log.Info("memcached server is back", "server", s.addr)
 	}
+	s.answered = time.Now()
 	s.note(info)
 	s.busy[l] = struct{}{}
 	return l, nil
+}
+
+// isUp reports whether the server is not known to be down.
+func (s *server) isUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down == nil
 }
 
 // dial connects and reads the server's statistics. A server that does not know them (a proxy) has none.
@@ -265,7 +279,7 @@ func (s *server) dial(ctx context.Context) (*lane, map[string]string, error) {
 	case ctx.Err() != nil:
 		err = errSilent
 	case broken(err):
-		err = errors.New("it closes the connection; is this memcached?")
+		err = errClosed
 	case err != nil:
 		err = errors.New(answer(err))
 	default:

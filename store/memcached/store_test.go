@@ -14,6 +14,7 @@ func TestStore(t *testing.T) { prove(t, "") }
 func TestStoreWithCopies(t *testing.T) { prove(t, "?copies=2") }
 
 func prove(t *testing.T, options string) {
+	t.Parallel()
 	srvs, url := mustServers(t, 3)
 	url += options
 	open := func(t testing.TB) driver.Store { return mustOpen(t, url) }

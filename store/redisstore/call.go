@@ -53,10 +53,14 @@ func do[T any](ctx context.Context, s *Store, f func(context.Context) T) (T, err
 	}
 }
 
-// do sends one command to whichever server is in charge of its key.
-func (s *Store) do(ctx context.Context, command func(rueidis.Builder) rueidis.Completed) rueidis.RedisResult {
+// read sends one command that changes nothing to a server, or to whichever of s.client is in charge of its key.
+//
+// rueidis sends such a command once more when the connection breaks, and uses its memory for another command as soon as
+// that is answered, while the broken connection's writer may still be reading it: a data race, which Pin prevents
+// (rueidis 1.0.79). Writes are not sent twice, and what was not answered is not used again.
+func (s *Store) read(ctx context.Context, server rueidis.Client, command func(rueidis.Builder) rueidis.Completed) rueidis.RedisResult {
 	r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
-		return s.client.Do(ctx, command(s.client.B()))
+		return server.Do(ctx, command(server.B()).Pin())
 	})
 	if err != nil {
 		return rueidis.NewErrorResult(err)

@@ -55,7 +55,7 @@ func (s *Store) writeToNode(ctx context.Context, key string, command func(rueidi
 		node := c.client.Nodes()[addr]
 		if node == nil {
 			// rueidis does not know it yet. It follows a read there, which it repeats.
-			_ = c.client.Do(ctx, c.client.B().Get().Key(key).Build()).Error() // the write says what is wrong
+			_ = c.client.Do(ctx, c.client.B().Get().Key(key).Build().Pin()).Error() // the write says what is wrong
 			if node = c.client.Nodes()[addr]; node == nil {
 				c.table.Store(nil)
 				return written{err: driver.Unavailable(fmt.Errorf("redis: node %s is not known yet", addr))}
@@ -95,7 +95,7 @@ func (c *cluster) slots(ctx context.Context) (*[slotCount]string, error) {
 	for addr, node := range c.client.Nodes() {
 		var reply []rueidis.RedisMessage
 		ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
-		reply, err = node.Do(ctx, node.B().ClusterSlots().Build()).ToArray()
+		reply, err = node.Do(ctx, node.B().ClusterSlots().Build().Pin()).ToArray()
 		cancel()
 		if err != nil || len(reply) == 0 {
 			continue
@@ -155,7 +155,7 @@ func (c *cluster) primaries(ctx context.Context) ([]primary, error) {
 	for _, addr := range slices.Sorted(maps.Keys(nodes)) {
 		node := nodes[addr]
 		ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
-		reply, err := node.Do(ctx, node.B().ClusterNodes().Build()).ToString()
+		reply, err := node.Do(ctx, node.B().ClusterNodes().Build().Pin()).ToString()
 		cancel()
 		if err != nil { // a replica is not missed, and a primary is by its slots
 			last = err

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/redis/rueidis"
 )
 
 // parseInfo reads the lines "name:value" of INFO.
@@ -69,13 +68,7 @@ func (s *Store) Stat(ctx context.Context) (driver.Stat, error) {
 		return driver.Stat{}, s.mapError(err)
 	}
 	for _, server := range servers {
-		r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
-			return server.node.Do(ctx, server.node.B().Info().Build())
-		})
-		if err != nil {
-			return driver.Stat{}, err
-		}
-		info, err := r.ToString()
+		info, err := s.info(ctx, server.node)
 		if err != nil {
 			return driver.Stat{}, s.mapError(err)
 		}

@@ -114,14 +114,10 @@ func (s *Store) listServer(ctx context.Context, server rueidis.Client, seen map[
 
 // scan returns the IDs of the next keys and the cursor to go on with, 0 at the end.
 func (s *Store) scan(ctx context.Context, server rueidis.Client, cursor uint64) ([]driver.ID, uint64, error) {
-	r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
+	entry, err := s.read(ctx, server, func(b rueidis.Builder) rueidis.Completed {
 		// The prefix has no characters that are special in a pattern; see validPrefix.
-		return server.Do(ctx, server.B().Scan().Cursor(cursor).Match(s.prefix+"*").Count(listPortion).Build())
-	})
-	if err != nil {
-		return nil, 0, err
-	}
-	entry, err := r.AsScanEntry()
+		return b.Scan().Cursor(cursor).Match(s.prefix + "*").Count(listPortion).Build()
+	}).AsScanEntry()
 	if err != nil {
 		return nil, 0, s.mapError(err)
 	}
@@ -167,7 +163,7 @@ func (s *Store) getAll(ctx context.Context, ids []driver.ID) ([][]byte, error) {
 	}
 	values := make([][]byte, len(ids))
 	if s.cluster == nil {
-		got, err := s.do(ctx, func(b rueidis.Builder) rueidis.Completed { return b.Mget().Key(keys...).Build() }).ToArray()
+		got, err := s.read(ctx, s.client, func(b rueidis.Builder) rueidis.Completed { return b.Mget().Key(keys...).Build() }).ToArray()
 		if err != nil {
 			return nil, s.mapError(err)
 		}
@@ -182,7 +178,7 @@ func (s *Store) getAll(ctx context.Context, ids []driver.ID) ([][]byte, error) {
 	got, err := do(ctx, s, func(ctx context.Context) []rueidis.RedisResult {
 		commands := make(rueidis.Commands, len(keys))
 		for i, key := range keys {
-			commands[i] = s.client.B().Get().Key(key).Build()
+			commands[i] = s.client.B().Get().Key(key).Build().Pin() // see read
 		}
 		return s.client.DoMulti(ctx, commands...)
 	})

@@ -140,7 +140,7 @@ func (s *Store) connectCluster(ctx context.Context, o rueidis.ClientOption, c co
 		return r.err
 	}
 	if r.client.Mode() != rueidis.ClientModeCluster { // rueidis takes a single server too, or what it takes for one
-		err := r.client.Do(ctx, r.client.B().ClusterSlots().Build()).Error()
+		err := r.client.Do(ctx, r.client.B().ClusterSlots().Build().Pin()).Error()
 		r.client.Close()
 		if deniedCommand(err) != "" {
 			return err
@@ -196,13 +196,7 @@ func (s *Store) start(ctx context.Context, c config) error {
 	var all []map[string]string
 	limit := 0
 	for _, server := range servers {
-		r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
-			return server.node.Do(ctx, server.node.B().Info().Build())
-		})
-		if err != nil {
-			return openError(err, c)
-		}
-		info, err := r.ToString()
+		info, err := s.info(ctx, server.node)
 		if err != nil && deniedCommand(err) != "INFO" { // which is not needed; see describe
 			return openError(err, c)
 		}
@@ -229,6 +223,11 @@ func (s *Store) servers(ctx context.Context) ([]primary, error) {
 		return []primary{{node: s.client}}, nil
 	}
 	return s.primaries(ctx)
+}
+
+// info returns what a server says of itself.
+func (s *Store) info(ctx context.Context, server rueidis.Client) (string, error) {
+	return s.read(ctx, server, func(b rueidis.Builder) rueidis.Completed { return b.Info().Build() }).ToString()
 }
 
 // probe runs probe.lua on each server, on a key that does not exist and that the server is in charge of.
@@ -267,14 +266,11 @@ func (s *Store) probe(ctx context.Context, c config, servers []primary) error {
 // bulkLimit returns the longest string the server takes. Not everybody may ask, and some servers do not say.
 func (s *Store) bulkLimit(ctx context.Context, server rueidis.Client) int {
 	const setting = "proto-max-bulk-len"
-	r, err := do(ctx, s, func(ctx context.Context) rueidis.RedisResult {
-		return server.Do(ctx, server.B().ConfigGet().Parameter(setting).Build())
-	})
-	if err == nil {
-		settings, _ := r.AsStrMap() // nothing if it is refused
-		if n, err := strconv.Atoi(settings[setting]); err == nil && n > 0 {
-			return n
-		}
+	settings, _ := s.read(ctx, server, func(b rueidis.Builder) rueidis.Completed {
+		return b.ConfigGet().Parameter(setting).Build()
+	}).AsStrMap() // nothing if it is refused
+	if n, err := strconv.Atoi(settings[setting]); err == nil && n > 0 {
+		return n
 	}
 	return defaultMaxBytes
 }

@@ -112,7 +112,7 @@ func (s *Store) forget(id driver.ID) {
 }
 
 func (s *Store) load(ctx context.Context, id driver.ID) (driver.Record, error) {
-	b, err := s.do(ctx, func(b rueidis.Builder) rueidis.Completed { return b.Get().Key(s.key(id)).Build() }).AsBytes()
+	b, err := s.read(ctx, s.client, func(b rueidis.Builder) rueidis.Completed { return b.Get().Key(s.key(id)).Build() }).AsBytes()
 	if err != nil {
 		return driver.Record{}, s.mapError(err)
 	}

@@ -36,10 +36,14 @@ func TestStoreOnSentinel(t *testing.T) {
 func TestStoreOnCluster(t *testing.T) {
 	t.Parallel()
 	set := testserver.RedisCluster(t)
-	prove(t, "redis-cluster://"+set.Addrs(), nil)
+	url := "redis-cluster://" + set.Addrs()
 	if testserver.Scale(0, 1) == 0 {
-		return // TestWaitInCluster and TestClusterSlotsMove are about what is different with wait
+		// Two clients of a node are no other than TestStore's, and TestWaitInCluster and TestClusterSlotsMove are about what is
+		// different with wait.
+		storetest.Run(t, func(t testing.TB) driver.Store { return mustOpen(t, url) }, storetest.Options{Reopen: reopen(url)})
+		return
 	}
+	prove(t, url, nil)
 	t.Run("wait", func(t *testing.T) { // with replicas that confirm every write
 		storetest.Run(t, func(t testing.TB) driver.Store {
 			return mustOpen(t, "redis-cluster://"+set.Nodes[4].Addr+"?wait=1&wait_timeout=5s")
@@ -57,16 +61,21 @@ func TestStoreWithCache(t *testing.T) {
 func prove(t *testing.T, url string, outage func() func()) {
 	open := func(t testing.TB) driver.Store { return mustOpen(t, url) }
 	o := storetest.Options{
-		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
-		Reopen: func(t testing.TB, s driver.Store) driver.Store {
-			if err := s.Close(); err != nil {
-				t.Errorf("Close = %v", err)
-			}
-			return open(t)
-		},
+		Peer:   func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
+		Reopen: reopen(url),
 	}
 	if outage != nil {
 		o.Outage = func(testing.TB, driver.Store) func() { return outage() }
 	}
 	storetest.Run(t, open, o)
+}
+
+// reopen returns how a store is closed and opened again.
+func reopen(url string) func(testing.TB, driver.Store) driver.Store {
+	return func(t testing.TB, s driver.Store) driver.Store {
+		if err := s.Close(); err != nil {
+			t.Errorf("Close = %v", err)
+		}
+		return mustOpen(t, url)
+	}
 }

@@ -19,9 +19,20 @@ import (
 type Host struct {
 	// Name is shown in errors.
 	Name string
-	// Connect makes a connection and readies its session. It reports whether the server takes writes. dial must be
-	// used for every connection to the server; those are closed with the store.
-	Connect func(ctx context.Context, dial Dial) (c driver.Conn, writable bool, err error)
+	// Connect makes a connection and readies its session. It reports what the server is. dial must be used for every
+	// connection to the server; those are closed with the store.
+	Connect func(ctx context.Context, dial Dial) (c driver.Conn, state HostState, err error)
+}
+
+// HostState is what a server says of itself when a connection is made.
+type HostState struct {
+	// Writable says that it takes writes.
+	Writable bool
+	// Timeline grows with each promotion of a replica, on the server that is promoted and on those that follow it. So of
+	// two servers that take writes, the one with the lower timeline is a former primary. Only timelines of one Origin
+	// compare: of servers that were copied from each other. 0: not known.
+	Timeline uint64
+	Origin   string
 }
 
 // Dial connects to an address.
@@ -31,8 +42,9 @@ type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 // took them last, so that a server that is down costs time once and not with each connection.
 //
 // Of several hosts, one that is read-only is passed over, for reads too: a replica lags, by hours if nobody looks after
-// it. What it does not have yet looks like a logout, and what it has still, like a session that never ended. A single
-// host is used whatever it is.
+// it. What it does not have yet looks like a logout, and what it has still, like a session that never ended. So is a
+// former primary that came back and takes writes, if its timeline tells that it is one. A single host is used whatever
+// it is.
 type Hosts struct {
 	hosts   []Host
 	timeout time.Duration
@@ -46,13 +58,15 @@ type Hosts struct {
 	mu sync.Mutex
 
 	// mu guards the fields below.
-	conns  map[*netConn]struct{} // nil once closed
-	closed bool
+	conns     map[*netConn]struct{} // nil once closed
+	closed    bool
+	timelines map[string]uint64 // the highest that was seen, by origin
+	surveyed  bool              // all hosts were asked for theirs
 }
 
 // NewHosts returns a connector that gives each host so long to answer.
 func NewHosts(timeout time.Duration, hosts ...Host) *Hosts {
-	return &Hosts{hosts: hosts, timeout: timeout, conns: make(map[*netConn]struct{})}
+	return &Hosts{hosts: hosts, timeout: timeout, conns: make(map[*netConn]struct{}), timelines: make(map[string]uint64)}
 }
 
 // Len returns the number of hosts.
@@ -75,14 +89,19 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 	for i := range h.hosts {
 		n := (first + i) % len(h.hosts)
 		host := h.hosts[n]
-		c, writable, err := h.try(ctx, host, len(h.hosts)-i)
-		if err == nil && (writable || len(h.hosts) == 1) {
-			h.last.Store(int32(n))
-			return newConn(c, h, generation), nil
+		c, state, err := h.try(ctx, host, len(h.hosts)-i)
+		if err == nil && len(h.hosts) > 1 {
+			var promoted bool
+			if promoted, err = h.judge(ctx, n, state); err != nil {
+				_ = c.Close() // not used
+			}
+			if promoted { // what is connected to its predecessor is not used again
+				generation = h.generation.Add(1)
+			}
 		}
 		if err == nil {
-			_ = c.Close() // not used
-			err = errReadOnlyHost
+			h.last.Store(int32(n))
+			return newConn(c, h, generation), nil
 		}
 		if ctx.Err() != nil {
 			return nil, err
@@ -93,6 +112,63 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, failed.errs[0]
 	}
 	return nil, failed
+}
+
+// judge returns why host number n is not the one to use, or nil, and whether it was promoted since it was last known who
+// is.
+func (h *Hosts) judge(ctx context.Context, n int, state HostState) (promoted bool, err error) {
+	known := h.note(state)
+	if !state.Writable {
+		return false, errReadOnlyHost
+	}
+	if state.Timeline == 0 {
+		return false, nil
+	}
+	h.mu.Lock()
+	surveyed := h.surveyed
+	h.surveyed = true
+	h.mu.Unlock()
+	if !surveyed { // a process that has just started does not know whether there was a promotion
+		h.survey(ctx, n)
+		known = max(known, h.note(HostState{Origin: state.Origin}))
+	}
+	if state.Timeline < known {
+		return false, fmt.Errorf("takes writes, but is a former primary: its timeline is %d, and another host's is %d; make it that one's standby", state.Timeline, known)
+	}
+	return known != 0 && state.Timeline > known, nil
+}
+
+// note remembers a timeline, and returns the highest of its origin that was known before.
+func (h *Hosts) note(state HostState) (known uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	known = h.timelines[state.Origin]
+	if state.Timeline > known {
+		h.timelines[state.Origin] = state.Timeline
+	}
+	return known
+}
+
+// surveyTimeout is how long hosts have that are only asked for their timelines.
+const surveyTimeout = time.Second
+
+// survey asks all hosts but number n for their timelines. Those that do not answer are passed over.
+func (h *Hosts) survey(ctx context.Context, n int) {
+	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, host := range h.hosts {
+		if i == n {
+			continue
+		}
+		wg.Go(func() {
+			if c, state, err := h.try(ctx, host, 1); err == nil {
+				_ = c.Close() // not used
+				h.note(state)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 var errReadOnlyHost = errors.New("is read-only")
@@ -109,18 +185,18 @@ func (e *noHostError) Error() string {
 func (e *noHostError) Unwrap() []error { return e.errs }
 
 // try connects to one host. It leaves the remaining hosts their share of the time.
-func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn, bool, error) {
+func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn, HostState, error) {
 	timeout := h.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline)/time.Duration(remaining))
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c, writable, err := host.Connect(ctx, h.dial)
+	c, state, err := host.Connect(ctx, h.dial)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("no answer within %v: %w", timeout.Round(time.Millisecond), err)
 	}
-	return c, writable, err
+	return c, state, err
 }
 
 // leave makes sure that no connection that exists now is used for another call, and reports whether to look for a better

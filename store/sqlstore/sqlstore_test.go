@@ -87,22 +87,99 @@ func TestPace(t *testing.T) {
 
 // A host that does not answer gets its share of the time, and no more.
 func TestHostsShareTime(t *testing.T) {
-	hang := func(ctx context.Context, _ sqlstore.Dial) (driver.Conn, bool, error) {
+	hang := func(ctx context.Context, _ sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
 		<-ctx.Done()
-		return nil, false, ctx.Err()
+		return nil, sqlstore.HostState{}, ctx.Err()
 	}
 	refused := errors.New("refused")
 	var reached bool
 	h := sqlstore.NewHosts(time.Minute, sqlstore.Host{Name: "a", Connect: hang}, sqlstore.Host{Name: "b", Connect: hang},
-		sqlstore.Host{Name: "c", Connect: func(context.Context, sqlstore.Dial) (driver.Conn, bool, error) {
+		sqlstore.Host{Name: "c", Connect: func(context.Context, sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
 			reached = true
-			return nil, false, refused
+			return nil, sqlstore.HostState{}, refused
 		}})
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	_, err := h.Connect(ctx)
 	if !reached || !errors.Is(err, refused) || !strings.Contains(err.Error(), "no host takes writes") {
 		t.Errorf("Connect = %v, third host reached: %v", err, reached)
+	}
+}
+
+// fakeConn is a connection that can be closed.
+type fakeConn struct {
+	driver.Conn
+	driver.ConnPrepareContext
+	driver.ConnBeginTx
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.NamedValueChecker
+	driver.Pinger
+	driver.SessionResetter
+	host string
+}
+
+func (c *fakeConn) Close() error                        { return nil }
+func (c *fakeConn) ResetSession(context.Context) error  { return nil }
+func (c *fakeConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New(c.host) }
+
+// Of hosts that take writes, one is left out whose timeline is lower than another's of the same origin, and connections
+// from before a promotion are not used again.
+func TestTimelines(t *testing.T) {
+	hosts := map[string]*sqlstore.HostState{"a": {Writable: true}, "b": {Writable: true}, "c": {Writable: true}}
+	open := func(names string) *sqlstore.Hosts {
+		var all []sqlstore.Host
+		for _, name := range strings.Split(names, ",") {
+			all = append(all, sqlstore.Host{Name: name, Connect: func(context.Context, sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
+				if hosts[name] == nil {
+					return nil, sqlstore.HostState{}, errors.New("down")
+				}
+				return &fakeConn{host: name}, *hosts[name], nil
+			}})
+		}
+		return sqlstore.NewHosts(time.Minute, all...)
+	}
+	set := func(name string, timeline uint64) {
+		hosts[name] = &sqlstore.HostState{Writable: true, Timeline: timeline, Origin: "x"}
+	}
+	var last driver.Conn
+	want := func(h *sqlstore.Hosts, name string) {
+		t.Helper()
+		c, err := h.Connect(t.Context())
+		got := ""
+		if err == nil {
+			_, err = c.Prepare("")
+			got, last = err.Error(), c
+		} else if name == "" && !strings.Contains(err.Error(), "is a former primary") {
+			t.Errorf("Connect = %v, want an error that says what it is", err)
+		}
+		if got != name {
+			t.Errorf("Connect uses host %q, want %q", got, name)
+		}
+	}
+	want(open("a,b,c"), "a") // unknown
+	set("a", 1)
+	set("b", 3)
+	h := open("a,b")
+	want(h, "b")         // found out at once
+	want(open("a"), "a") // a single host is used whatever it is
+	hosts["b"] = nil
+	want(h, "") // remembered
+	set("a", 3)
+	want(h, "a")
+	old := last
+	hosts["b"], hosts["a"] = &sqlstore.HostState{Timeline: 4, Origin: "x"}, nil
+	set("c", 3)
+	want(open("c,b"), "") // a standby knows, too
+	hosts["c"].Origin = "y"
+	want(open("c,b"), "c") // a server of its own
+	set("b", 4)
+	want(h, "b")
+	if err := old.(driver.SessionResetter).ResetSession(t.Context()); !errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("a connection to the former primary: ResetSession = %v, want ErrBadConn", err)
+	}
+	if err := last.(driver.SessionResetter).ResetSession(t.Context()); err != nil {
+		t.Errorf("a connection to the new one: ResetSession = %v", err)
 	}
 }
 

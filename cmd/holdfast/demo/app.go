@@ -3,6 +3,7 @@ package demo
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -34,26 +35,24 @@ type application struct {
 
 // openApp makes an application server.
 func openApp(ctx context.Context, o appOrder) (service, error) {
-	st, err := store.Open(ctx, o.Store)
-	if err != nil {
-		return service{}, err
-	}
-	sessions, err := holdfast.New(st, holdfast.Config{
+	sessions, opened, err := store.OpenManager(ctx, o.Store, holdfast.Config{
 		Cookie: holdfast.Cookie{AllowPlainLocalhost: true},
 		Logger: slog.Default().With("app", o.Name),
 	})
 	if err != nil {
-		_ = st.Close() // err says more
 		return service{}, err
 	}
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {
-		_ = st.Close() // err says more
+		_ = opened.Close() // err says more
 		return service{}, err
 	}
 	a := &application{name: o.Name, sessions: sessions}
 	a.page = page{Store: store.Name(o.Store), About: sessions.Capabilities().Store, Affinity: string(o.Affinity)}
-	return service{listener: l, handler: guard(a.handler()), close: st.Close}, nil
+	if sealer := sessions.Capabilities().Sealer; sealer.Name != "" {
+		a.page.About, a.page.Sealed = sealer, true
+	}
+	return service{listener: l, handler: guard(a.handler()), close: opened.Close}, nil
 }
 
 func (a *application) handler() http.Handler {
@@ -67,6 +66,9 @@ func (a *application) handler() http.Handler {
 	mux.HandleFunc("POST /logout", a.with(a.logout))
 	mux.HandleFunc("GET /sessions", a.with(a.list))
 	mux.HandleFunc("POST /sessions/{id}/revoke", a.with(a.revoke))
+	if a.page.Sealed {
+		mux.HandleFunc("POST /tamper", a.tamper)
+	}
 	return a.sessions.Handler(mux)
 }
 
@@ -90,6 +92,7 @@ type who struct {
 	Visits  int    `json:"visits"`
 	User    string `json:"user"`
 	Session string `json:"session"` // 8 characters of the ID, or "" if there is none
+	Cookie  int    `json:"cookie"`  // characters of the cookies that the request came with
 }
 
 func (a *application) whoami(w http.ResponseWriter, r *http.Request, s *holdfast.Session) error {
@@ -97,7 +100,7 @@ func (a *application) whoami(w http.ResponseWriter, r *http.Request, s *holdfast
 	if err != nil {
 		return err
 	}
-	me := who{App: a.name, PID: os.Getpid(), Visits: n, User: s.User()}
+	me := who{App: a.name, PID: os.Getpid(), Visits: n, User: s.User(), Cookie: len(r.Header.Get("Cookie"))}
 	if id := s.ID(); id != (driver.ID{}) {
 		me.Session = id.String()
 	}
@@ -106,10 +109,34 @@ func (a *application) whoami(w http.ResponseWriter, r *http.Request, s *holdfast
 }
 
 func (a *application) visit(w http.ResponseWriter, r *http.Request, s *holdfast.Session) error {
-	if _, err := visits.Update(r.Context(), s, func(n int) (int, error) { return n + 1, nil }); err != nil {
+	_, err := visits.Update(r.Context(), s, func(n int) (int, error) { return n + 1, nil })
+	if errors.Is(err, holdfast.ErrUnsupported) {
+		// The session is in the visitor's cookie, and of two visits at once their browser keeps one.
+		n, _ := visits.Get(s) // fails as Set does
+		err = visits.Set(s, n+1)
+	}
+	if err != nil {
 		return err
 	}
 	return a.whoami(w, r, s)
+}
+
+// tamper changes a character in the middle of the visitor's session cookies, as somebody would who wants to be another.
+func (a *application) tamper(w http.ResponseWriter, r *http.Request) {
+	for _, c := range r.Cookies() {
+		if c.Name != "session" || len(c.Value) < 100 {
+			continue
+		}
+		b := []byte(c.Value)
+		if at := len(b) / 2; b[at] == 'A' {
+			b[at] = 'B'
+		} else {
+			b[at] = 'A'
+		}
+		http.SetCookie(w, &http.Cookie{Name: c.Name, Value: string(b), Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	writeJSON(w, http.StatusOK, struct{}{})
 }
 
 // slowVisit is a visit that takes as many milliseconds as the query says. It knows its session before it waits, so

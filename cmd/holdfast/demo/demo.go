@@ -19,9 +19,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,7 +32,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/gateway"
+	"github.com/holdfast-sessions/holdfast/keyring"
 	"github.com/holdfast-sessions/holdfast/store"
 )
 
@@ -81,18 +85,66 @@ func Run(ctx context.Context, c Config) error {
 		secret: rand.Text(), key: make([]byte, 32),
 	}
 	_, _ = rand.Read(s.key) // never fails
-	if c.Store == "" {
+	if needsDirectory(c.Store) {
 		dir, err := os.MkdirTemp("", "holdfast-demo-")
 		if err != nil {
 			return fmt.Errorf("make a directory for the sessions: %w", err)
 		}
 		defer os.RemoveAll(dir)
-		s.config.Store, s.temporary = "file:"+filepath.ToSlash(dir), true
+		if s.config.Store, err = storeIn(dir, c.Store); err != nil {
+			return err
+		}
+		s.temporary = true
 	}
 	if err := tryStore(ctx, s.config.Store); err != nil {
 		return err
 	}
 	return s.run(ctx)
+}
+
+// needsDirectory reports whether a store's URL leaves something to the demo: everything, or where the keys of sealed
+// sessions and their user records are.
+func needsDirectory(rawURL string) bool {
+	scheme, options, _ := strings.Cut(rawURL, ":")
+	if scheme != "cookie" && scheme != "jwt" {
+		return rawURL == ""
+	}
+	q, err := url.ParseQuery(strings.TrimPrefix(options, "?"))
+	return err == nil && !(q.Has("keys") && q.Has("users"))
+}
+
+// storeIn completes the URL of a store by what the directory dir is to hold.
+func storeIn(dir, rawURL string) (string, error) {
+	if rawURL == "" {
+		return "file:" + filepath.ToSlash(dir), nil
+	}
+	scheme, options, _ := strings.Cut(rawURL, ":")
+	q, err := url.ParseQuery(strings.TrimPrefix(options, "?"))
+	if err != nil {
+		return "", fmt.Errorf("%w: the options of the store cannot be read", ErrConfig)
+	}
+	if !q.Has("keys") {
+		path := filepath.Join(dir, "keys")
+		if err := keyring.Create(path, keyring.NewSet()); err != nil {
+			return "", err
+		}
+		q.Set("keys", "file:"+filepath.ToSlash(path))
+	}
+	if !q.Has("users") {
+		users := filepath.Join(dir, "users")
+		if err := os.Mkdir(users, 0o700); err != nil {
+			return "", err
+		}
+		q.Set("users", "file:"+filepath.ToSlash(users))
+	}
+	if scheme == "jwt" {
+		for name, value := range map[string]string{"issuer": "holdfast demo", "audience": "holdfast demo"} {
+			if !q.Has(name) {
+				q.Set(name, value)
+			}
+		}
+	}
+	return scheme + ":?" + q.Encode(), nil
 }
 
 // listen opens the gateway's address.
@@ -118,11 +170,11 @@ func listen(c Config) (*net.TCPListener, error) {
 func tryStore(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	s, err := store.Open(ctx, url)
+	_, opened, err := store.OpenManager(ctx, url, holdfast.Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
-	return s.Close()
+	return opened.Close()
 }
 
 // supervisor is a running demo.

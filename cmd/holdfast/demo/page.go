@@ -19,6 +19,7 @@ var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 type page struct {
 	Store    string
 	About    driver.Description
+	Sealed   bool // the session is in the browser's cookie
 	Affinity string
 	Nonce    string
 }

@@ -222,7 +222,7 @@ func TestReadOnly(t *testing.T) {
 // TestGaleraNode is a cluster of one node: sessions wait for what is committed elsewhere, and a node that takes no queries
 // (error 1047, also said by one that has lost the cluster) is left for the next host.
 func TestGaleraNode(t *testing.T) {
-	const provider = "/usr/lib/galera/libgalera_smm.so"
+	const provider = testserver.GaleraProvider
 	if _, err := os.Stat(provider); err != nil {
 		t.Skip("NOT RUN: TestGaleraNode needs " + provider + " (Debian: apt-get install galera-4)")
 	}

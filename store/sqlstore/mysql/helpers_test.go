@@ -1,6 +1,8 @@
 package mysql_test
 
 import (
+	"database/sql"
+	"fmt"
 	"net"
 	"testing"
 )
@@ -14,4 +16,24 @@ func mustFreeAddr(t testing.TB) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// cutAll has a server end all connections but that of admin.
+func cutAll(t testing.TB, admin *sql.DB) {
+	t.Helper()
+	rows, err := admin.QueryContext(t.Context(), "SELECT id FROM information_schema.processlist WHERE command = 'Sleep' OR command = 'Query' AND id <> CONNECTION_ID()")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = admin.ExecContext(t.Context(), fmt.Sprintf("KILL CONNECTION %d", id)) // it may have ended
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 }

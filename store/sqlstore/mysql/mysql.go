@@ -127,7 +127,7 @@ func (c *config) settings(given []sqlstore.Config) sqlstore.Config {
 func (c *config) hosts() *sqlstore.Hosts {
 	var hosts []sqlstore.Host
 	for _, addr := range c.Addrs {
-		hosts = append(hosts, sqlstore.Host{Name: addr, Connect: func(ctx context.Context, dial sqlstore.Dial) (driver.Conn, bool, error) {
+		hosts = append(hosts, sqlstore.Host{Name: addr, Connect: func(ctx context.Context, dial sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
 			return c.connect(ctx, dial, addr)
 		}})
 	}
@@ -135,10 +135,10 @@ func (c *config) hosts() *sqlstore.Hosts {
 }
 
 // connect makes a connection and readies its session.
-func (c *config) connect(ctx context.Context, dial sqlstore.Dial, addr string) (_ driver.Conn, writable bool, err error) {
+func (c *config) connect(ctx context.Context, dial sqlstore.Dial, addr string) (_ driver.Conn, state sqlstore.HostState, err error) {
 	password, err := c.Password()
 	if err != nil {
-		return nil, false, err
+		return nil, state, err
 	}
 	m := mysql.NewConfig()
 	m.User, m.Passwd, m.DBName = c.User, password, c.Database
@@ -150,18 +150,18 @@ func (c *config) connect(ctx context.Context, dial sqlstore.Dial, addr string) (
 	m.Logger = log.New(io.Discard, "", 0) // what it logs it returns too
 	connector, err := mysql.NewConnector(m)
 	if err != nil {
-		return nil, false, err
+		return nil, state, err
 	}
 	conn, err := connector.Connect(ctx)
 	if err != nil {
-		return nil, false, err
+		return nil, state, err
 	}
-	writable, err = ready(ctx, conn)
+	state.Writable, err = ready(ctx, conn)
 	if err != nil {
 		_ = conn.Close() // not used
-		return nil, false, err
+		return nil, state, err
 	}
-	return conn, writable, nil
+	return conn, state, nil
 }
 
 // ready asks the server what it is and sets up the session. A server that is read-only is so for this session too,

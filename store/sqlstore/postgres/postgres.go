@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/holdfast-sessions/holdfast/internal/sqlurl"
@@ -122,7 +123,7 @@ func (c *config) hosts() (*sqlstore.Hosts, error) {
 		if err != nil {
 			return nil, err
 		}
-		hosts = append(hosts, sqlstore.Host{Name: addr, Connect: func(ctx context.Context, dial sqlstore.Dial) (driver.Conn, bool, error) {
+		hosts = append(hosts, sqlstore.Host{Name: addr, Connect: func(ctx context.Context, dial sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
 			return c.connect(ctx, dial, p)
 		}})
 	}
@@ -156,11 +157,11 @@ func (c *config) connConfig(addr string) (*pgx.ConnConfig, error) {
 	return p, nil
 }
 
-// connect makes a connection, and asks whether the server takes writes.
-func (c *config) connect(ctx context.Context, dial sqlstore.Dial, base *pgx.ConnConfig) (_ driver.Conn, writable bool, err error) {
+// connect makes a connection, and asks the server what it is.
+func (c *config) connect(ctx context.Context, dial sqlstore.Dial, base *pgx.ConnConfig) (_ driver.Conn, state sqlstore.HostState, err error) {
 	password, err := c.Password()
 	if err != nil {
-		return nil, false, err
+		return nil, state, err
 	}
 	p := base.Copy()
 	p.Password = password
@@ -171,16 +172,33 @@ func (c *config) connect(ctx context.Context, dial sqlstore.Dial, base *pgx.Conn
 		stdlib.OptionResetSession(func(_ context.Context, c *pgx.Conn) error { return alive(c.PgConn().Conn()) }),
 	).Connect(ctx)
 	if err != nil {
-		return nil, false, err
+		return nil, state, err
 	}
 	pg := &pgConn{conn.(*stdlib.Conn)}
-	var readOnly string
-	err = pg.Conn.Conn().QueryRow(ctx, "SHOW transaction_read_only", pgx.QueryExecModeSimpleProtocol).Scan(&readOnly)
-	if err != nil {
+	if state, err = hostState(ctx, pg.Conn.Conn()); err != nil {
 		_ = conn.Close() // not used
-		return nil, false, err
+		return nil, state, err
 	}
-	return pg, !strings.EqualFold(readOnly, "on"), nil
+	return pg, state, nil
+}
+
+// stateQuery returns whether the server takes no writes, its timeline and whose copy it is. The name of a file of the
+// write-ahead log begins with the timeline, in hexadecimal. A standby knows that of its last restart point.
+const stateQuery = "SELECT current_setting('transaction_read_only'), (SELECT system_identifier::text FROM pg_control_system())," +
+	" CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::bigint FROM pg_control_checkpoint())" +
+	" ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END"
+
+// hostState asks a server what it is. One that does not let the user run these functions, or that has others, only says
+// whether it takes writes.
+func hostState(ctx context.Context, c *pgx.Conn) (state sqlstore.HostState, err error) {
+	var readOnly string
+	err = c.QueryRow(ctx, stateQuery, pgx.QueryExecModeSimpleProtocol).Scan(&readOnly, &state.Origin, &state.Timeline)
+	if errors.As(err, new(*pgconn.PgError)) {
+		state = sqlstore.HostState{}
+		err = c.QueryRow(ctx, "SHOW transaction_read_only", pgx.QueryExecModeSimpleProtocol).Scan(&readOnly)
+	}
+	state.Writable = !strings.EqualFold(readOnly, "on")
+	return state, err
 }
 
 // pgConn is a connection that does not go back into the pool when a call that was broken off has closed it.

@@ -1,0 +1,382 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+)
+
+const (
+	// listingAge is for how long a server believes what a user record said, and so the bound on how long a session that was
+	// ended on one server is accepted on the others.
+	listingAge = 5 * time.Second
+
+	// maxListings bounds how many user records a server remembers at a time; each takes 60 bytes a session.
+	maxListings = 50_000
+)
+
+// enlistSealed adds a session to its user's record, and ends the session old, which its new token replaces, and those
+// beyond the limit, which it returns.
+func (m *Manager) enlistSealed(ctx context.Context, user string, e entry, old driver.ID) (excess []driver.ID, err error) {
+	defer m.listings.drop(UserID(user))
+	err = m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
+		excess = nil
+		changes := []driver.Change{e.change()}
+		var live []entry
+		for _, other := range list {
+			switch {
+			case other.id == old:
+				changes = append(changes, other.endingSoon().change())
+			case !time.Now().Before(other.expires):
+				changes = append(changes, other.removal())
+			case !other.ending:
+				live = append(live, other)
+			}
+		}
+		if m.config.MaxSessions < 0 || len(live) < m.config.MaxSessions {
+			return changes, nil
+		}
+		if m.config.RefuseAtLimit {
+			if !m.config.Strict {
+				return nil, ErrLimit
+			}
+			gone, err := m.absent(ctx, live)
+			if err != nil {
+				return nil, err
+			}
+			if len(live)-len(gone) >= m.config.MaxSessions {
+				return nil, ErrLimit
+			}
+			return append(changes, gone...), nil
+		}
+		for _, other := range live[:len(live)-m.config.MaxSessions+1] {
+			changes = append(changes, other.removal())
+			excess = append(excess, other.id)
+		}
+		return changes, nil
+	})
+	return excess, err
+}
+
+// endingSoon returns the entry of a sealed session that its client has replaced or left. It stays for markerAge, in place
+// of a marker: requests that are under way with the old token neither set nor clear a cookie. A later login removes it.
+func (e entry) endingSoon() entry {
+	if !e.ending {
+		e.ending, e.expires = true, now().Add(markerAge)
+	}
+	return e
+}
+
+// leaveListing ends a sealed session that its client has left.
+func (m *Manager) leaveListing(ctx context.Context, user string, id driver.ID) error {
+	defer m.listings.drop(UserID(user))
+	return m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
+		for _, e := range list {
+			if e.id == id {
+				return []driver.Change{e.endingSoon().change()}, nil
+			}
+		}
+		return nil, nil
+	})
+}
+
+// unlistSealed ends the sealed sessions of a user for which end says so, and returns those that lived. A user record that
+// is not there is made, so that a login that comes at the same moment is before it or after it.
+func (m *Manager) unlistSealed(ctx context.Context, user string, end func(entry) bool) (ended []driver.ID, err error) {
+	defer m.listings.drop(UserID(user))
+	err = m.swapUser(ctx, user, func(list []entry) ([]driver.Change, error) {
+		ended = nil
+		var changes []driver.Change
+		for _, e := range list {
+			if !end(e) || e.ending {
+				continue
+			}
+			changes = append(changes, e.removal())
+			if time.Now().Before(e.expires) {
+				ended = append(ended, e.id)
+			}
+		}
+		return changes, nil
+	})
+	return ended, err
+}
+
+// listSealed is List. When a sealed session was used, and so when it ends if it is not used again, is known to nobody but
+// its client, and with Config.Strict to the servers.
+func (m *Manager) listSealed(ctx context.Context, user string) ([]Info, error) {
+	rec, err := m.load(ctx, UserID(user))
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := entries(rec)
+	if err != nil {
+		return nil, err
+	}
+	begin, err := m.epoch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var infos []Info
+	for _, e := range list {
+		if e.ending || !time.Now().Before(e.expires) || e.created.Before(begin) {
+			continue
+		}
+		info := Info{ID: e.id, User: user, Created: e.created, Expires: e.expires}
+		if m.config.Strict {
+			server, err := m.load(ctx, e.id)
+			switch {
+			case errors.Is(err, ErrNotFound), err == nil && isMarker(server):
+				continue
+			case err != nil:
+				return nil, err
+			}
+			info.Seen, info.Expires = server.Seen, server.Expires
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// revokeSealed is Revoke.
+func (m *Manager) revokeSealed(ctx context.Context, id driver.ID) error {
+	server, err := m.load(ctx, id)
+	switch {
+	case errors.Is(err, ErrNotFound) && m.description.Evicts:
+		return fmt.Errorf("whose session it is, is not on record: RevokeUser ends all of a user's: %w", err)
+	case errors.Is(err, ErrNotFound), err == nil && isMarker(server):
+		return nil
+	case err != nil:
+		return err
+	case id == UserID(server.User):
+		return &StoreError{Op: "delete", ID: id, Err: ErrUnsupported} // a user record is no session
+	}
+	if server.User != "" {
+		if _, err := m.unlistSealed(ctx, server.User, func(e entry) bool { return e.id == id }); err != nil {
+			return err
+		}
+	}
+	if err := m.delete(ctx, id); err != nil {
+		return err
+	}
+	m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "revoked", ID: id, User: server.User})
+	return nil
+}
+
+// revokeUserSealed is RevokeUser.
+func (m *Manager) revokeUserSealed(ctx context.Context, user string, except []driver.ID) error {
+	ended, err := m.unlistSealed(ctx, user, func(e entry) bool { return !slices.Contains(except, e.id) })
+	if err != nil {
+		return err
+	}
+	for _, id := range ended {
+		m.emit(ctx, &m.counters.ended, Event{Kind: EventEnded, Cause: "revoked", ID: id, User: user})
+		if !m.config.Strict {
+			m.forget(ctx, id)
+		} else if err := m.delete(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errNoUsers = fmt.Errorf("%w: sealed sessions without a store for user records cannot be taken back", ErrUnsupported)
+
+// The epoch is a record whose Created is the moment before which nobody who is logged in is any more. One that is missing
+// refuses everybody, as a missing user record does: a store that drops records never undoes RevokeAll. So the first login
+// makes it.
+var epochID driver.ID = sha256.Sum256([]byte("\x00holdfast epoch v1"))
+
+// epochAge is how long the epoch is kept beyond the last login.
+const epochAge = 2 * 365 * 24 * time.Hour
+
+// RevokeAll ends all sessions of all users by force, at once here and within 5 seconds on every other server. It is for
+// sealed sessions; others are in their store, which can be emptied: ErrUnsupported.
+func (m *Manager) RevokeAll(ctx context.Context) error {
+	if !m.sealed() || m.store == nil {
+		return fmt.Errorf("revoke all sessions: %w: it needs sealed sessions and a store for user records", ErrUnsupported)
+	}
+	ctx, cancel := m.bound(ctx)
+	defer cancel()
+	defer m.listings.drop(epochID)
+	return m.swapEpoch(ctx, func(driver.Record) (time.Time, bool) { return now().Add(time.Millisecond), true })
+}
+
+// ensureEpoch makes the epoch if it is missing, so that who logs in at the time t is not refused, and keeps it from
+// expiring.
+func (m *Manager) ensureEpoch(ctx context.Context, t time.Time) error {
+	rec, err := m.load(ctx, epochID)
+	switch {
+	case err == nil && time.Until(rec.Expires) > epochAge/2:
+		return nil
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return err
+	}
+	defer m.listings.drop(epochID)
+	return m.swapEpoch(ctx, func(rec driver.Record) (time.Time, bool) {
+		if rec.Revision != 0 {
+			return rec.Created, time.Until(rec.Expires) <= epochAge/2
+		}
+		return t, true
+	})
+}
+
+var errEpochStands = errors.New("epoch stands")
+
+// swapEpoch replaces the epoch by what next makes of it, unless that says no.
+func (m *Manager) swapEpoch(ctx context.Context, next func(driver.Record) (time.Time, bool)) error {
+	latest := func(int) (driver.Record, error) {
+		rec, err := m.load(ctx, epochID)
+		if errors.Is(err, ErrNotFound) {
+			return driver.Record{}, nil
+		}
+		return rec, err
+	}
+	_, err := m.swap(ctx, epochID, latest, func(rec driver.Record) (driver.Record, error) {
+		t, ok := next(rec)
+		if !ok {
+			return driver.Record{}, errEpochStands
+		}
+		return driver.Record{Created: t, Seen: now(), Expires: now().Add(epochAge), Revision: driver.NewRevision(rec.Revision)}, nil
+	})
+	if errors.Is(err, errEpochStands) {
+		return nil
+	}
+	return err
+}
+
+// epoch returns the moment before which all logged-in sessions have ended, as this server last learned it.
+func (m *Manager) epoch(ctx context.Context) (time.Time, error) {
+	l, err := m.recall(ctx, epochID, func(rec driver.Record) (listing, error) { return listing{begin: rec.Created}, nil })
+	if err != nil {
+		return time.Time{}, err
+	}
+	if l.missing {
+		return time.Now(), nil
+	}
+	return l.begin, nil
+}
+
+// How a user record lists a session.
+type listed int
+
+const (
+	listedNot listed = iota
+	listedEnding
+	listedLive
+)
+
+// listing says how a user's record lists a session that was logged in at created, as this server last learned it.
+func (m *Manager) listing(ctx context.Context, user string, id driver.ID, created time.Time) (listed, error) {
+	begin, err := m.epoch(ctx)
+	if err != nil {
+		return listedNot, err
+	}
+	if created.Before(begin) {
+		return listedNot, nil
+	}
+	l, err := m.recall(ctx, UserID(user), func(rec driver.Record) (listing, error) {
+		list, err := entries(rec)
+		l := listing{sessions: make(map[driver.ID]entry, len(list))}
+		for _, e := range list {
+			l.sessions[e.id] = e
+		}
+		return l, err
+	})
+	if err != nil {
+		return listedNot, err
+	}
+	e, ok := l.sessions[id]
+	switch {
+	case !ok || !time.Now().Before(e.expires):
+		return listedNot, nil
+	case e.ending:
+		return listedEnding, nil
+	}
+	return listedLive, nil
+}
+
+// A listing is what a server remembers of a user record, or of the epoch.
+type listing struct {
+	asked    time.Time // when the store was asked, before it answered
+	missing  bool
+	sessions map[driver.ID]entry // of a user record
+	begin    time.Time           // of the epoch
+}
+
+// recall returns what the server knows of the record under id, and asks the store where that is too old.
+func (m *Manager) recall(ctx context.Context, id driver.ID, read func(driver.Record) (listing, error)) (listing, error) {
+	l, turn, ok := m.listings.get(id)
+	if ok {
+		return l, nil
+	}
+	asked := time.Now()
+	rec, err := m.load(ctx, id)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		l = listing{missing: true}
+	case err != nil:
+		return listing{}, err
+	default:
+		if l, err = read(rec); err != nil {
+			return listing{}, &StoreError{Op: "load", ID: id, Err: err}
+		}
+	}
+	l.asked = asked
+	m.listings.put(id, turn, l)
+	return l, nil
+}
+
+// listings remember what user records said, for listingAge. The zero value is ready.
+type listings struct {
+	mu    sync.Mutex // mu guards the fields below
+	m     map[driver.ID]listing
+	turns uint64 // counts drops, so that what was loaded before one is not put after it
+	swept time.Time
+}
+
+func (l *listings) get(id driver.ID) (found listing, turn uint64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	found, ok = l.m[id]
+	return found, l.turns, ok && time.Since(found.asked) < listingAge
+}
+
+func (l *listings) put(id driver.ID, turn uint64, found listing) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if turn != l.turns {
+		return
+	}
+	if time.Since(l.swept) > time.Second {
+		for id, old := range l.m {
+			if time.Since(old.asked) >= listingAge {
+				delete(l.m, id)
+			}
+		}
+		l.swept = time.Now()
+	}
+	if len(l.m) >= maxListings {
+		return
+	}
+	if l.m == nil {
+		l.m = make(map[driver.ID]listing)
+	}
+	l.m[id] = found
+}
+
+// drop forgets a record that this server has changed.
+func (l *listings) drop(id driver.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.m, id)
+	l.turns++
+}

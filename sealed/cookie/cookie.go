@@ -1,0 +1,170 @@
+// Package cookie is a Sealer for cookies: the whole session encrypted in its token, so that no server keeps it. Nobody
+// without a key of the ring can read or change a token, nor use it for another application, purpose or binding.
+//
+//	keys, err := keyring.Open(ctx, "file:/etc/app/keys")
+//	sealer, err := cookie.New(keys, cookie.Config{Application: "shop"})
+//	sessions, err := holdfast.NewSealed(sealer, users, holdfast.Config{})
+//
+// It does not hide how long the content is, and does not notice an older token that comes again; the Manager does the
+// latter with user records. It knows nothing of HTTP: the Manager splits a token over several cookies.
+package cookie
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/base64url"
+	"github.com/holdfast-sessions/holdfast/keyring"
+	"github.com/holdfast-sessions/holdfast/sealed"
+)
+
+// A token is the base64url encoding, without padding, of an envelope. testdata/envelope-v1.txt is a fixture. Numbers are
+// big-endian.
+//
+//	 0   1  version, 1
+//	 1   4  ID of the key
+//	 5  24  nonce, random
+//	29   p  payload (payload.go), encrypted with XAES-256-GCM
+//	29+p 16 tag
+//
+// The key is derived from that of the ring for keyPurpose. The associated data is:
+//
+//	0  1  version, 1
+//	1  4  ID of the key
+//	5     application, purpose and binding: of each 4 bytes of length, then its bytes
+//
+// Nothing is compressed: the length of a token follows from the lengths of what is in it alone, so that nobody who
+// chooses a part of the content learns another part from the length.
+const (
+	version    = 1
+	headBytes  = 5
+	keyPurpose = "sealed/cookie v1"
+	overhead   = headBytes + keyring.Overhead
+)
+
+// Config configures a Sealer. The zero value is useful.
+type Config struct {
+	// Application names who uses the tokens. Give each application a name of its own if several share a key ring: a token
+	// of one is refused by the others. Default: "".
+	Application string
+	// Purpose names what the tokens are for, if an application has several kinds. Default: "session".
+	Purpose string
+	// MaxBytes is the longest token, in characters: 1,024 to 65,536. Default: sealed.DefaultMaxBytes, 14,336, what four cookies
+	// hold. Three quarters of it, less 93 bytes or so, are what users, field names and values share; see docs/stores/cookie.md.
+	MaxBytes int
+}
+
+// Sealer seals records into cookies. Its methods may be called concurrently.
+type Sealer struct {
+	keys     *keyring.Ring
+	maxBytes int
+	prefix   []byte // of the associated data, from the application on, up to the binding
+}
+
+var _ driver.Sealer = (*Sealer)(nil)
+
+// New returns a Sealer that uses keys, which stay the caller's. It follows the ring as that changes.
+func New(keys *keyring.Ring, c Config) (*Sealer, error) {
+	if keys == nil {
+		return nil, errors.New("sealed cookie: no key ring: open one with keyring.Open")
+	}
+	maxBytes, err := sealed.MaxBytes(c.MaxBytes)
+	if err != nil {
+		return nil, fmt.Errorf("sealed cookie: %w", err)
+	}
+	if c.Purpose == "" {
+		c.Purpose = "session"
+	}
+	return &Sealer{keys, maxBytes, appendPart(appendPart(nil, c.Application), c.Purpose)}, nil
+}
+
+// Describe says what the Sealer is.
+func (s *Sealer) Describe() driver.Description {
+	return driver.Description{
+		Name:      "cookie",
+		Shared:    true,
+		Durable:   "in the client, until it drops its cookies",
+		Immediate: true,
+		MaxBytes:  s.maxBytes,
+	}
+}
+
+// Seal returns the token that holds rec under id, or ErrTooLarge.
+func (s *Sealer) Seal(binding string, id driver.ID, rec driver.Record) (string, error) {
+	if len(rec.User) > driver.MaxName {
+		return "", fmt.Errorf("sealed cookie: %w: user name of %d bytes, at most %d", driver.ErrTooLarge, len(rec.User), driver.MaxName)
+	}
+	plain := encode(id, rec)
+	if n := base64url.Len(overhead + len(plain)); n > s.maxBytes {
+		return "", fmt.Errorf("sealed cookie: %w: %d characters, at most %d", driver.ErrTooLarge, n, s.maxBytes)
+	}
+	key := s.keys.Active()
+	envelope := make([]byte, headBytes, overhead+len(plain))
+	envelope[0] = version
+	binary.BigEndian.PutUint32(envelope[1:], key.ID())
+	envelope = key.AEAD(keyPurpose).Seal(envelope, plain, s.associated(envelope[:headBytes], binding))
+	return base64url.Encode(envelope), nil
+}
+
+// Open returns what Seal put into token. See driver.Sealer for its errors.
+func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
+	envelope, err := unwrap(token)
+	if err != nil {
+		return driver.Opened{}, err
+	}
+	key, stale, err := sealed.Find(s.keys, binary.BigEndian.Uint32(envelope[1:]))
+	if err != nil {
+		return driver.Opened{}, fmt.Errorf("sealed cookie: %w", err)
+	}
+	if len(envelope) < overhead {
+		return driver.Opened{}, tampered("cut off")
+	}
+	plain, err := key.AEAD(keyPurpose).Open(nil, envelope[headBytes:], s.associated(envelope[:headBytes], binding))
+	if err != nil {
+		return driver.Opened{}, tampered("changed, or made for another application, purpose or binding")
+	}
+	o := driver.Opened{Stale: stale}
+	if o.ID, o.Record, err = decode(plain); err != nil {
+		return driver.Opened{}, err
+	}
+	if o.Record.Expired(time.Now()) {
+		return o, fmt.Errorf("sealed cookie: %w", driver.ErrGone)
+	}
+	return o, nil
+}
+
+// unwrap returns the envelope in token: of a known version, and long enough to name a key.
+func unwrap(token string) ([]byte, error) {
+	if len(token) > sealed.LimitBytes {
+		return nil, tampered(fmt.Sprintf("%d characters, at most %d", len(token), sealed.LimitBytes))
+	}
+	envelope, ok := base64url.Decode(token)
+	switch {
+	case !ok:
+		return nil, tampered("not base64url without padding")
+	case len(envelope) < headBytes:
+		return nil, tampered("cut off")
+	case envelope[0] != version:
+		return nil, fmt.Errorf("sealed cookie: version %d, this release reads %d: %w", envelope[0], version, driver.ErrForeignSeal)
+	}
+	return envelope, nil
+}
+
+// associated returns the associated data of an envelope that begins with head.
+func (s *Sealer) associated(head []byte, binding string) []byte {
+	b := make([]byte, 0, len(head)+len(s.prefix)+4+len(binding))
+	b = append(b, head...)
+	b = append(b, s.prefix...)
+	return appendPart(b, binding)
+}
+
+func appendPart(b []byte, part string) []byte {
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(part))), part...)
+}
+
+func tampered(how string) error {
+	return fmt.Errorf("sealed cookie: %w: %s", driver.ErrTampered, how)
+}
