@@ -209,7 +209,7 @@ func (s *Set) Encode() []byte {
 		fmt.Fprintf(&b, "\n    {\"id\": %q, \"state\": %q, \"created\": %q, \"since\": %q", hexID(k.ID()), k.state,
 			k.created.Format(time.RFC3339), k.since.Format(time.RFC3339))
 		if k.state.Usable() {
-			fmt.Fprintf(&b, ", \"secret\": %q", base64.StdEncoding.EncodeToString(k.m.secret))
+			fmt.Fprintf(&b, ", \"secret\": %q", base64.StdEncoding.EncodeToString(k.m.secret()))
 		}
 		b.WriteByte('}')
 	}
