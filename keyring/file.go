@@ -24,7 +24,7 @@ func Create(path string, s *Set) error {
 	// Unlike a rename, a link never replaces.
 	if err := os.Link(temp, path); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			err = errors.New("there is a file already: its keys are needed for what they sealed; add one to it with holdfast key rotate")
+			err = fmt.Errorf("%w: its keys are needed for what they sealed; add one to it with holdfast key rotate", fs.ErrExist)
 		}
 		return pathError("make key ring", path, err)
 	}
@@ -153,9 +153,6 @@ func private(path string, f *os.File) error {
 	const fix = "chmod 600 it; if somebody may have read it, also replace its keys: holdfast key rotate --now FILE, then holdfast key retire --now FILE ID"
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("other users can use it (mode %04o): %s", mode, fix)
-	}
-	if uid, _ := owner(info); uid > 0 && uid != os.Geteuid() && os.Geteuid() != 0 {
-		return fmt.Errorf("it belongs to user %d, who can change it: chown it to the user that runs this, %d", uid, os.Geteuid())
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
