@@ -1,3 +1,5 @@
+//go:build unix
+
 package keyring_test
 
 import (
@@ -16,13 +18,6 @@ import (
 
 	"github.com/holdfast-sessions/holdfast/keyring"
 )
-
-func mustCreate(t testing.TB) (path string, set *keyring.Set) {
-	t.Helper()
-	path, set = filepath.Join(t.TempDir(), "keys.json"), keyring.NewSet()
-	must(t, keyring.Create(path, set))
-	return path, set
-}
 
 func wantOnly(t testing.TB, path string) {
 	t.Helper()

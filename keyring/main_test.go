@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -40,6 +41,13 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+func mustCreate(t testing.TB) (path string, set *keyring.Set) {
+	t.Helper()
+	path, set = filepath.Join(t.TempDir(), "keys.json"), keyring.NewSet()
+	must(t, keyring.Create(path, set))
+	return path, set
 }
 
 // mustRotate returns a set with a new key that is active.

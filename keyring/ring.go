@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -40,6 +41,9 @@ type Ring struct {
 	done sync.WaitGroup
 }
 
+// ErrURL says that a URL names no source of keys.
+var ErrURL = errors.New("key ring URL")
+
 // New returns a ring that stays as it is: nothing is read, and there is nothing to close.
 func New(s *Set) *Ring {
 	r := &Ring{stop: func() {}}
@@ -56,7 +60,7 @@ func Open(ctx context.Context, url string) (*Ring, error) { return Config{}.Open
 //	env:NAME                   an environment variable, which is read once
 //	https://host/path          an answer with status 200; http:// only to this machine (127.0.0.1, ::1, localhost)
 //
-// It fails if the source is not a key ring, or is one that others could know, and says how to put it right. Later
+// It fails with ErrURL if the URL is none of these, and if the source is not a key ring, or is one that others could know, and says how to put it right. Later
 // failures change nothing: the keys that were read last stay, with their states. ctx is for opening alone.
 func (c Config) Open(ctx context.Context, url string) (*Ring, error) {
 	if c.Every <= 0 {
@@ -67,7 +71,7 @@ func (c Config) Open(ctx context.Context, url string) (*Ring, error) {
 	}
 	src, err := c.parseURL(url)
 	if err != nil {
-		return nil, fmt.Errorf("key ring: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrURL, err)
 	}
 	r := &Ring{config: c, source: src, name: src.name(), stop: func() {}}
 	seen, set, err := r.read(ctx)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/holdfast-sessions/holdfast/cmd/holdfast/demo"
+	"github.com/holdfast-sessions/holdfast/keyring"
 	"github.com/holdfast-sessions/holdfast/store"
 )
 
@@ -63,7 +64,7 @@ func run() int {
 	switch err := k.Run(); {
 	case err == nil:
 		return 0
-	case errors.Is(err, errUsage), errors.Is(err, store.ErrURL), errors.Is(err, demo.ErrConfig):
+	case errors.Is(err, errUsage), errors.Is(err, store.ErrURL), errors.Is(err, keyring.ErrURL), errors.Is(err, demo.ErrConfig):
 		complain(fmt.Errorf("%w (see holdfast %s --help)", err, k.Command()))
 		return 2
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):

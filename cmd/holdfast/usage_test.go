@@ -109,6 +109,24 @@ func TestBadInput(t *testing.T) {
 		{"key in the environment", append(up, "--affinity", "cookie"), []string{"HOLDFAST_KEY=" + secret}, 1, `HOLDFAST_KEY: it is not a key`},
 		{"two keys", key(file("good", good, 0o600)), []string{"HOLDFAST_KEY=" + good}, 2, `give one of them`},
 
+		{"key: no command", []string{"key"}, nil, 2, `expected one of.*new.*ls`},
+		{"key new: no file", []string{"key", "new"}, nil, 2, `expected "<file>"`},
+		{"key new: over a file", []string{"key", "new", file("taken", good, 0o600)}, nil, 1, `taken: file already exists: its keys are needed`},
+		{"key new: no directory", []string{"key", "new", filepath.Join(dir, "missing", "keys")}, nil, 1, `no such file`},
+		{"key ls: none", []string{"key", "ls", filepath.Join(dir, "missing")}, nil, 1, `no such file: make one with holdfast key new`},
+		{"key ls: scheme", []string{"key", "ls", "ftp://ada:" + secret + "@h/keys"}, nil, 2, `scheme "ftp" unknown: want file:/path`},
+		{"key ls: plain HTTP", []string{"key", "ls", "http://ada:" + secret + "@keys.example/ring"}, nil, 2, `would show the keys to the network`},
+		{"key ls: readable", []string{"key", "ls", file("world", "{}", 0o644)}, nil, 1, `other users can use it \(mode 0644\): chmod 600 it`},
+		{"key ls: not a ring", []string{"key", "ls", file("hex", good, 0o600)}, nil, 1, `not a key ring.*make a key with holdfast key new`},
+		{"key ls: password", []string{"key", "ls", "env:KEYS"}, []string{"KEYS=" + secret}, 1, `env:KEYS: it is not a key ring`},
+		{"key ls: not set", []string{"key", "ls", "env:NO_SUCH_KEYS"}, nil, 1, `it is not set`},
+		{"key rotate: none", []string{"key", "rotate", filepath.Join(dir, "missing")}, nil, 1, `no such file: make one`},
+		{"key rotate: not a ring", []string{"key", "rotate", file("text", secret, 0o600)}, nil, 1, `not a key ring`},
+		{"key rotate: wait", []string{"key", "rotate", "--wait=-1h", "x"}, nil, 2, `--wait -1h0m0s: want a time such as 1h`},
+		{"key retire: no ID", []string{"key", "retire", "--now", "x"}, nil, 2, `--now ends sessions: say which keys`},
+		{"key retire: ID", []string{"key", "retire", "x", "1"}, nil, 2, `"1" is no key's ID: want 8 hexadecimal`},
+		{"key retire: time", []string{"key", "retire", "--older-than=-1s", "x"}, nil, 2, `--older-than -1s`},
+
 		{"a child's command", []string{"demo-app"}, nil, 1, `for holdfast demo to run`},
 	}
 	for _, test := range tests {
@@ -155,7 +173,7 @@ func wantRefusal(t *testing.T, args, env []string, status int, want, secret stri
 }
 
 func TestHelp(t *testing.T) {
-	for _, command := range []string{"", "demo", "gateway", "store check", "store stat", "store gc", "store migrate", "store copy", "version"} {
+	for _, command := range []string{"", "demo", "gateway", "store check", "store stat", "store gc", "store migrate", "store copy", "key new", "key ls", "key rotate", "key retire", "version"} {
 		status, out, errs := holdfast(t, nil, append(strings.Fields(command), "--help")...)
 		if status != 0 || errs != "" || !strings.HasPrefix(out, "Usage: holdfast "+command) {
 			t.Errorf("holdfast %s --help: %d\n%s%s", command, status, out, errs)
