@@ -21,13 +21,13 @@ import (
 	"github.com/holdfast-sessions/holdfast/sealed"
 )
 
-// A token is the base64url encoding, without padding, of an envelope. testdata/envelope-v1.txt is a fixture. Numbers are
+// A token is the base64url encoding, without padding, of an envelope. Numbers are
 // big-endian.
 //
 //	 0   1  version, 1
 //	 1   4  ID of the key
 //	 5  24  nonce, random
-//	29   p  payload (payload.go), encrypted with XAES-256-GCM
+//	29   p  payload (payload.go; testdata/payload-v1.hex), encrypted with XAES-256-GCM
 //	29+p 16 tag
 //
 // The key is derived from that of the ring for keyPurpose. The associated data is:

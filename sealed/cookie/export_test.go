@@ -1,0 +1,6 @@
+package cookie
+
+var (
+	Encode = encode
+	Decode = decode
+)
