@@ -28,6 +28,7 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Show what Holdfast does: servers to kill, and a session that stays."`
 	Gateway gatewayCmd `cmd:"" help:"Spread requests over application servers that keep sessions."`
 	Store   storeCmd   `cmd:"" help:"Work with the store that keeps the sessions."`
+	Cookie  cookieCmd  `cmd:"" help:"Work with sealed sessions, which are in their cookies."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	DemoApp     demoAppCmd     `cmd:"" hidden:""`
