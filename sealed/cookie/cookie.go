@@ -117,7 +117,7 @@ func (s *Sealer) Seal(binding string, id driver.ID, rec driver.Record) (string, 
 	return string(m.text), nil
 }
 
-// buffers are what Seal needs for a moment. They stay below some LimitBytes each, as nothing longer is sealed, but for a plain text
+// buffers are what Seal and Open need for a moment. They stay below some LimitBytes each, as nothing longer is sealed, but for a plain text
 // that was too large.
 type buffers struct{ plain, envelope, text []byte }
 
@@ -125,7 +125,9 @@ var scratch = sync.Pool{New: func() any { return new(buffers) }}
 
 // Open returns what Seal put into token. See driver.Sealer for its errors.
 func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
-	envelope, err := unwrap(token)
+	m := scratch.Get().(*buffers)
+	defer scratch.Put(m)
+	envelope, err := m.unwrap(token)
 	if err != nil {
 		return driver.Opened{}, err
 	}
@@ -151,11 +153,13 @@ func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
 }
 
 // unwrap returns the envelope in token: of a known version, and long enough to name a key.
-func unwrap(token string) ([]byte, error) {
+func (m *buffers) unwrap(token string) ([]byte, error) {
 	if len(token) > sealed.LimitBytes {
 		return nil, tampered(fmt.Sprintf("%d characters, at most %d", len(token), sealed.LimitBytes))
 	}
-	envelope, ok := base64url.Decode(token)
+	m.text = append(m.text[:0], token...)
+	envelope, ok := base64url.DecodeAppend(m.envelope[:0], m.text)
+	m.envelope = envelope
 	switch {
 	case !ok:
 		return nil, tampered("not base64url without padding")
