@@ -9,13 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 )
 
 // Create writes a key ring to a new file, with mode 0600. It fails if there is something at path, and leaves that as it
 // is; a process that is killed leaves nothing behind at path, or the whole ring.
 func Create(path string, s *Set) error {
-	temp, err := writeTemp(filepath.Dir(path), s, -1, -1)
+	temp, err := writeTemp(path, s, -1, -1)
 	if err != nil {
 		return pathError("make key ring", path, err)
 	}
@@ -23,7 +24,7 @@ func Create(path string, s *Set) error {
 	// Unlike a rename, a link never replaces.
 	if err := os.Link(temp, path); err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			err = errors.New("there is a file already: its keys are needed for what they sealed; add one to it with holdfast key rotate")
+			err = fmt.Errorf("%w: its keys are needed for what they sealed; add one to it with holdfast key rotate", fs.ErrExist)
 		}
 		return pathError("make key ring", path, err)
 	}
@@ -36,7 +37,7 @@ func Create(path string, s *Set) error {
 // Update replaces the key ring in a file by what change returns for it, and returns that. Readers see the one or the
 // other, whole, also after a crash. Of two updates at a time one waits for the other, in other processes too (on Unix), until
 // ctx ends. The file keeps its owner; a symbolic link keeps pointing to the file, which is the one that is replaced. It changes
-// nothing if change returns an error.
+// nothing if change returns an error, or the set that it got.
 func Update(ctx context.Context, path string, change func(*Set) (*Set, error)) (*Set, error) {
 	set, err := update(ctx, path, change)
 	if err != nil {
@@ -62,15 +63,17 @@ func update(ctx context.Context, path string, change func(*Set) (*Set, error)) (
 	if err != nil {
 		return nil, err
 	}
-	if set, err = change(set); err != nil {
-		return nil, err
+	changed, err := change(set)
+	if err != nil || changed == set {
+		return changed, err
 	}
+	removeTemps(path)
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	uid, gid := owner(info)
-	temp, err := writeTemp(filepath.Dir(path), set, uid, gid)
+	temp, err := writeTemp(path, changed, uid, gid)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +85,7 @@ func update(ctx context.Context, path string, change func(*Set) (*Set, error)) (
 	if err := os.Rename(temp, path); err != nil {
 		return nil, err
 	}
-	return set, syncDir(filepath.Dir(path))
+	return changed, syncDir(filepath.Dir(path))
 }
 
 // openLocked opens the file and locks it, and makes sure that it is still the one at path: whoever had the lock before
@@ -147,12 +150,9 @@ func private(path string, f *os.File) error {
 	if runtime.GOOS == "windows" {
 		return nil // its modes say nothing of other users
 	}
-	const fix = "if nobody has, chmod 600 it; otherwise rotate it: holdfast key rotate --now FILE, and then key retire"
+	const fix = "chmod 600 it; if somebody may have read it, also replace its keys: holdfast key rotate --now FILE, then holdfast key retire --now FILE ID"
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("other users can use it (mode %04o): %s", mode, fix)
-	}
-	if uid, _ := owner(info); uid > 0 && uid != os.Geteuid() && os.Geteuid() != 0 {
-		return fmt.Errorf("it belongs to user %d, who can change it: chown it to the user that runs this, %d", uid, os.Geteuid())
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -168,9 +168,28 @@ func private(path string, f *os.File) error {
 	return nil
 }
 
-// writeTemp writes the set to a new file in dir, which belongs to uid and gid if they are not -1, and returns its path.
-func writeTemp(dir string, s *Set, uid, gid int) (path string, err error) {
-	f, err := os.CreateTemp(dir, ".keyring-*.tmp") // mode 0600
+// tempPattern is what the names of new files for path look like, until they replace it.
+func tempPattern(path string) string { return "." + filepath.Base(path) + ".*.tmp" }
+
+// removeTemps removes what killed processes left behind, as there are secrets in it. The caller has the lock.
+func removeTemps(path string) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return // a directory that may not be listed can be written to all the same
+	}
+	for _, e := range entries {
+		if rest, ok := strings.CutPrefix(e.Name(), "."+filepath.Base(path)+"."); ok {
+			if n, ok := strings.CutSuffix(rest, ".tmp"); ok && strings.Trim(n, "0123456789") == "" {
+				_ = os.Remove(filepath.Join(filepath.Dir(path), e.Name())) // the next change tries again
+			}
+		}
+	}
+}
+
+// writeTemp writes the set to a new file beside path, which belongs to uid and gid if they are not -1, and returns its
+// path.
+func writeTemp(path string, s *Set, uid, gid int) (temp string, err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), tempPattern(path)) // mode 0600
 	if err != nil {
 		return "", err
 	}

@@ -126,10 +126,11 @@ func parseID(s string) (uint32, error) {
 
 func parseTime(s string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, s)
-	if err != nil || t.Year() < 1 || t.UTC().Year() > 9999 {
+	t = t.UTC()
+	if err != nil || t.Year() < 1 || t.Year() > 9999 {
 		return time.Time{}, errors.New("is not a time such as 2026-11-26T10:00:00Z")
 	}
-	return t.UTC().Truncate(time.Second), nil
+	return t.Truncate(time.Second), nil
 }
 
 // members reads a JSON object that has all of the members in want, each once, and no others. Package json alone accepts
@@ -209,7 +210,7 @@ func (s *Set) Encode() []byte {
 		fmt.Fprintf(&b, "\n    {\"id\": %q, \"state\": %q, \"created\": %q, \"since\": %q", hexID(k.ID()), k.state,
 			k.created.Format(time.RFC3339), k.since.Format(time.RFC3339))
 		if k.state.Usable() {
-			fmt.Fprintf(&b, ", \"secret\": %q", base64.StdEncoding.EncodeToString(k.m.secret))
+			fmt.Fprintf(&b, ", \"secret\": %q", base64.StdEncoding.EncodeToString(k.m.secret()))
 		}
 		b.WriteByte('}')
 	}

@@ -46,14 +46,16 @@ type Key struct {
 
 // material is what stays the same of a key while its state changes, and what was derived from it.
 type material struct {
-	id     uint32
-	secret []byte   // nil if the key is retired
+	id uint32
+	// secret returns the secret; nil if the key is retired. It is a function because package fmt, given a verb that does not
+	// fit, prints what unexported fields point to.
+	secret func() []byte
 	aeads  sync.Map // purpose -> AEAD
 }
 
 // newMaterial keeps secret.
 func newMaterial(secret []byte) *material {
-	m := &material{secret: secret}
+	m := &material{secret: func() []byte { return secret }}
 	m.id = binary.BigEndian.Uint32(m.derive("id", "", 4))
 	return m
 }
@@ -99,7 +101,7 @@ func (k Key) usable() *material {
 }
 
 func (m *material) derive(kind, purpose string, n int) []byte {
-	b, err := hkdf.Key(sha256.New, m.secret, nil, "holdfast key ring v1\x00"+kind+"\x00"+purpose, n)
+	b, err := hkdf.Key(sha256.New, m.secret(), nil, "holdfast key ring v1\x00"+kind+"\x00"+purpose, n)
 	if err != nil {
 		panic("keyring: " + err.Error()) // n is larger than HKDF allows
 	}

@@ -94,8 +94,8 @@ func readAll(r io.Reader) ([]byte, error) { return io.ReadAll(io.LimitReader(r, 
 
 // urlSource asks for a URL.
 type urlSource struct {
-	url    string
-	shown  string // without user, password and query
+	url    func() string // a function, as in material: there may be a password in it
+	shown  string        // without user, password and query
 	client *http.Client
 	own    *http.Transport // nil if the client is the caller's
 }
@@ -110,7 +110,7 @@ func (c Config) newURLSource(raw string) (source, error) {
 	case u.Scheme == "http" && !loopback(u.Hostname()):
 		return nil, errors.New("http:// would show the keys to the network: use https://, or http:// to this machine (127.0.0.1, ::1, localhost)")
 	}
-	s := &urlSource{url: u.String(), shown: u.Scheme + "://" + u.Host + u.EscapedPath(), client: c.Client}
+	s := &urlSource{url: u.String, shown: u.Scheme + "://" + u.Host + u.EscapedPath(), client: c.Client}
 	if s.client == nil {
 		s.own = http.DefaultTransport.(*http.Transport).Clone()
 		s.client = &http.Client{Transport: s.own, Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error {
@@ -135,7 +135,7 @@ func (s *urlSource) close() {
 }
 
 func (s *urlSource) read(ctx context.Context) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url(), nil)
 	if err != nil {
 		return nil, err
 	}
