@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/testfault"
@@ -47,7 +48,7 @@ func TestAnswersLost(t *testing.T) {
 				}
 				return c.records.Delete(background, id)
 			}
-			l := testfault.NewLoad(t, testfault.LoadOptions{Patience: 1e9, Pause: 100e3}, c)
+			l := testfault.NewLoad(t, testfault.LoadOptions{Patience: time.Second, Pause: 100 * time.Microsecond}, c)
 			close(armed)
 			l.Acked(3000)
 			r := l.Audit(c)
