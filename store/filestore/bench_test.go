@@ -3,9 +3,12 @@
 package filestore_test
 
 import (
+	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -136,7 +139,7 @@ func BenchmarkSweep(b *testing.B) {
 }
 
 // BenchmarkMillion measures calls on a store that holds HOLDFAST_BENCH_RECORDS records (10 000) besides, in each layout.
-// The records are made first, which takes minutes for a million, and stay between the two runs that Go makes of each.
+// The records are made first, which takes minutes for a million.
 func BenchmarkMillion(b *testing.B) {
 	n := 10_000
 	if text := os.Getenv("HOLDFAST_BENCH_RECORDS"); text != "" {
@@ -181,7 +184,7 @@ func BenchmarkMillion(b *testing.B) {
 					mustSave(b, s, id, next(rec, "2"), rec.Revision)
 				}
 			})
-			b.Run("create and Delete, two at once", func(b *testing.B) {
+			b.Run("create and Delete, in parallel", func(b *testing.B) {
 				b.SetParallelism(2)
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {
