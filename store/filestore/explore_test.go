@@ -156,6 +156,9 @@ func newExplorer(t *testing.T, l filestore.Layout, start int, processes [][]call
 	}
 	for i := range processes {
 		e.stores = append(e.stores, open(func(call, name string) error {
+			if e.running == nil {
+				return nil // it is being opened
+			}
 			p := e.running[i]
 			if p.killed {
 				return errKilled
