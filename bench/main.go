@@ -125,6 +125,9 @@ func run(out io.Writer, all bool, stores []string, e effort) error {
 		}
 	}
 	if len(e.requests) == 0 {
+		if err := printSealed(out, e); err != nil {
+			return err
+		}
 		if err := printHarm(out, places); err != nil {
 			return err
 		}

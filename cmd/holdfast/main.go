@@ -30,6 +30,7 @@ type cli struct {
 	Gateway gatewayCmd `cmd:"" help:"Spread requests over application servers that keep sessions."`
 	Key     keyCmd     `cmd:"" help:"Make and change the keys of sealed sessions."`
 	Store   storeCmd   `cmd:"" help:"Work with the store that keeps the sessions."`
+	Cookie  cookieCmd  `cmd:"" help:"Work with sealed sessions, which are in their cookies."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 
 	DemoApp     demoAppCmd     `cmd:"" hidden:""`

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -32,16 +33,10 @@ func openExisting(ctx context.Context, command, rawURL string) (driver.Store, er
 	if isNew && schemeOf(rawURL) == "sqlite" {
 		return nil, fmt.Errorf("store %s: %s does not exist: make it with holdfast store migrate", command, path)
 	}
-	s, err := store.Open(ctx, rawURL)
-	if err != nil {
-		return nil, err
-	}
-	if isNew {
-		_ = s.Close() // the directory is empty
-		_ = os.Remove(path)
+	if isNew && !missing(filepath.Dir(path)) { // otherwise Open says what is missing, and makes nothing
 		return nil, fmt.Errorf("store %s: %s does not exist: make it with mkdir -m 700, on the disk that is to keep the sessions", command, path)
 	}
-	return s, nil
+	return store.Open(ctx, rawURL)
 }
 
 // pathOf returns the directory or file of a store that is one, or "".

@@ -21,3 +21,10 @@ func Decode(s string) ([]byte, bool) {
 	n, err := strict.Decode(b, []byte(s))
 	return b, err == nil && n == len(b)
 }
+
+// DecodeAppend appends to dst what text is the encoding of, and says whether it is the only encoding of that.
+func DecodeAppend(dst, text []byte) ([]byte, bool) {
+	n := len(dst)
+	dst, err := strict.AppendDecode(dst, text)
+	return dst, err == nil && len(dst)-n == strict.DecodedLen(len(text))
+}

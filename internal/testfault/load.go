@@ -68,6 +68,7 @@ type Result struct {
 	Visits int // made
 	Acked  int // writes that were acknowledged: creates, saves, merges, touches
 	Ended  int // logouts that were acknowledged
+	Unsure int // writes and logouts that were answered with an error: they may or may not have happened
 
 	// Wrong are answers that no store may ever give: another's record, half of one, a state that nobody wrote or that was
 	// undone before, a create that overwrote, an error outside the contract. The first few are in Wrongs.
@@ -101,9 +102,9 @@ func (r Result) String() string {
 	if len(refused) == 0 {
 		refused = []string{"none"}
 	}
-	return fmt.Sprintf("%d visits, %d writes acknowledged, of which lost: %d; %d logouts, of which revived: %d; sessions gone: %d; "+
+	return fmt.Sprintf("%d visits, %d writes acknowledged, of which lost: %d; %d logouts, of which revived: %d; outcome unknown: %d; sessions gone: %d; "+
 		"read and undone: %d; overtaken: %d; wrong answers: %d; late: %d, latest by %v; refused: %s; longest stall %v",
-		r.Visits, r.Acked, r.Lost, r.Ended, r.Revived, r.Gone, r.Undone, r.Overtaken, r.Wrong, r.Late, r.Latest.Round(time.Millisecond), strings.Join(refused, ", "),
+		r.Visits, r.Acked, r.Lost, r.Ended, r.Revived, r.Unsure, r.Gone, r.Undone, r.Overtaken, r.Wrong, r.Late, r.Latest.Round(time.Millisecond), strings.Join(refused, ", "),
 		r.Stall.Round(time.Millisecond))
 }
 

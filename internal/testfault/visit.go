@@ -86,7 +86,12 @@ func (v *visit) do(op string, f func(context.Context) error) (answered bool, err
 		v.l.wrong("%s of session %s = %v, which the contract does not allow", op, v.x.id, err)
 		kind = "wrong"
 	}
-	v.l.count(func(r *Result) { r.Refused[kind]++ })
+	v.l.count(func(r *Result) {
+		r.Refused[kind]++
+		if op != "Load" {
+			r.Unsure++
+		}
+	})
 	return false, err
 }
 

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
@@ -21,13 +22,13 @@ import (
 	"github.com/holdfast-sessions/holdfast/sealed"
 )
 
-// A token is the base64url encoding, without padding, of an envelope. testdata/envelope-v1.txt is a fixture. Numbers are
+// A token is the base64url encoding, without padding, of an envelope. Numbers are
 // big-endian.
 //
 //	 0   1  version, 1
 //	 1   4  ID of the key
 //	 5  24  nonce, random
-//	29   p  payload (payload.go), encrypted with XAES-256-GCM
+//	29   p  payload (payload.go; testdata/payload-v1.hex), encrypted with XAES-256-GCM
 //	29+p 16 tag
 //
 // The key is derived from that of the ring for keyPurpose. The associated data is:
@@ -97,21 +98,36 @@ func (s *Sealer) Seal(binding string, id driver.ID, rec driver.Record) (string, 
 	if len(rec.User) > driver.MaxName {
 		return "", fmt.Errorf("sealed cookie: %w: user name of %d bytes, at most %d", driver.ErrTooLarge, len(rec.User), driver.MaxName)
 	}
-	plain := encode(id, rec)
+	if len(rec.Fields.Bytes()) > 3*sealed.LimitBytes { // of which encoding leaves a third at least
+		return "", fmt.Errorf("sealed cookie: %w: %d bytes of fields", driver.ErrTooLarge, len(rec.Fields.Bytes()))
+	}
+	// Two thirds of the time went into memory for what is needed for a moment only.
+	m := scratch.Get().(*buffers)
+	defer scratch.Put(m)
+	m.plain = appendPayload(m.plain[:0], id, rec)
+	plain := m.plain
+	defer clear(plain)
 	if n := base64url.Len(overhead + len(plain)); n > s.maxBytes {
 		return "", fmt.Errorf("sealed cookie: %w: %d characters, at most %d", driver.ErrTooLarge, n, s.maxBytes)
 	}
 	key := s.keys.Active()
-	envelope := make([]byte, headBytes, overhead+len(plain))
-	envelope[0] = version
-	binary.BigEndian.PutUint32(envelope[1:], key.ID())
-	envelope = key.AEAD(keyPurpose).Seal(envelope, plain, s.associated(envelope[:headBytes], binding))
-	return base64url.Encode(envelope), nil
+	envelope := binary.BigEndian.AppendUint32(append(m.envelope[:0], version), key.ID())
+	m.envelope = key.AEAD(keyPurpose).Seal(envelope, plain, s.associated(envelope[:headBytes], binding))
+	m.text = base64url.Append(m.text[:0], m.envelope)
+	return string(m.text), nil
 }
+
+// buffers are what Seal and Open need for a moment. They stay below some LimitBytes each, as nothing longer is sealed, but for a plain text
+// that was too large.
+type buffers struct{ plain, envelope, text []byte }
+
+var scratch = sync.Pool{New: func() any { return new(buffers) }}
 
 // Open returns what Seal put into token. See driver.Sealer for its errors.
 func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
-	envelope, err := unwrap(token)
+	m := scratch.Get().(*buffers)
+	defer scratch.Put(m)
+	envelope, err := m.unwrap(token)
 	if err != nil {
 		return driver.Opened{}, err
 	}
@@ -137,11 +153,13 @@ func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
 }
 
 // unwrap returns the envelope in token: of a known version, and long enough to name a key.
-func unwrap(token string) ([]byte, error) {
+func (m *buffers) unwrap(token string) ([]byte, error) {
 	if len(token) > sealed.LimitBytes {
 		return nil, tampered(fmt.Sprintf("%d characters, at most %d", len(token), sealed.LimitBytes))
 	}
-	envelope, ok := base64url.Decode(token)
+	m.text = append(m.text[:0], token...)
+	envelope, ok := base64url.DecodeAppend(m.envelope[:0], m.text)
+	m.envelope = envelope
 	switch {
 	case !ok:
 		return nil, tampered("not base64url without padding")

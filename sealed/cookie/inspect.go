@@ -12,7 +12,7 @@ import (
 // a Config that New refuses, never for a token.
 func Inspect(keys *keyring.Ring, c Config, binding, token string) (sealed.Report, error) {
 	r := sealed.Report{Kind: "cookie", Bytes: len(token)}
-	envelope, err := unwrap(token)
+	envelope, err := new(buffers).unwrap(token)
 	if len(envelope) > 0 {
 		r.Version = int(envelope[0])
 		r.SetKey(keys, binary.BigEndian.Uint32(envelope[1:]))

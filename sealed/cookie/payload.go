@@ -3,6 +3,7 @@ package cookie
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
@@ -31,10 +32,9 @@ import (
 // the lengths of a field instead of 6.
 const fixedBytes = 32 + 8
 
-// encode returns the payload.
-func encode(id driver.ID, rec driver.Record) []byte {
-	size := fixedBytes + 4*binary.MaxVarintLen64 + len(rec.User) + len(rec.Fields.Bytes()) // fields only shrink
-	b := make([]byte, 0, size)
+// appendPayload appends the payload to b.
+func appendPayload(b []byte, id driver.ID, rec driver.Record) []byte {
+	b = slices.Grow(b, fixedBytes+4*binary.MaxVarintLen64+len(rec.User)+len(rec.Fields.Bytes())) // fields only shrink
 	b = append(b, id[:]...)
 	b = binary.BigEndian.AppendUint64(b, rec.Revision)
 	created, seen, expires := millis(rec.Created), millis(rec.Seen), millis(rec.Expires)
@@ -52,7 +52,7 @@ func encode(id driver.ID, rec driver.Record) []byte {
 	return b
 }
 
-// decode returns what is in a payload, or ErrTampered for bytes that encode does not write.
+// decode returns what is in a payload, or ErrTampered for bytes that appendPayload does not write.
 func decode(b []byte) (id driver.ID, rec driver.Record, err error) {
 	if len(b) < fixedBytes {
 		return id, rec, tampered("payload cut off")

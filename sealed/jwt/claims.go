@@ -21,7 +21,7 @@ import (
 	"github.com/holdfast-sessions/holdfast/internal/base64url"
 )
 
-// The claims, version 1; testdata/token-v1.txt is a fixture. All are required but the last three.
+// The claims, version 1. All are required but the last three.
 //
 //	iss, aud   as configured, one text each
 //	sub        the user; "" before login. Bytes that are not UTF-8 become U+FFFD, and the user stands in holdfast.user

@@ -10,15 +10,17 @@ import (
 )
 
 func TestSealer(t *testing.T) {
-	for _, algorithm := range []jwt.Algorithm{jwt.EdDSA, jwt.ES256, jwt.HS256} {
-		for name, encrypt := range map[string]bool{"": false, " encrypted": true} {
-			t.Run(string(algorithm)+name, func(t *testing.T) {
-				sealtest.Run(t, func(keys *keyring.Ring, s sealtest.Settings) (driver.Sealer, error) {
-					return jwt.New(keys, jwt.Config{
-						Issuer: s.Application, Audience: s.Purpose, Algorithm: algorithm, Encrypt: encrypt, MaxBytes: s.MaxBytes,
-					})
-				})
-			})
+	for _, c := range []jwt.Config{{Algorithm: jwt.EdDSA}, {Algorithm: jwt.EdDSA, Encrypt: true}, {Algorithm: jwt.ES256}, {Algorithm: jwt.HS256}} {
+		name := string(c.Algorithm)
+		if c.Encrypt {
+			name += " encrypted"
 		}
+		t.Run(name, func(t *testing.T) {
+			sealtest.Run(t, func(keys *keyring.Ring, s sealtest.Settings) (driver.Sealer, error) {
+				c := c
+				c.Issuer, c.Audience, c.MaxBytes = s.Application, s.Purpose, s.MaxBytes
+				return jwt.New(keys, c)
+			})
+		})
 	}
 }

@@ -3,9 +3,12 @@
 package filestore_test
 
 import (
+	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -133,4 +136,64 @@ func BenchmarkSweep(b *testing.B) {
 		}
 	}
 	b.ReportMetric(1000*float64(b.N)/b.Elapsed().Seconds(), "records/s")
+}
+
+// BenchmarkMillion measures calls on a store that holds HOLDFAST_BENCH_RECORDS records (10 000) besides, in each layout.
+// The records are made first, which takes minutes for a million.
+func BenchmarkMillion(b *testing.B) {
+	n := 10_000
+	if text := os.Getenv("HOLDFAST_BENCH_RECORDS"); text != "" {
+		var err error
+		n, err = strconv.Atoi(text)
+		must(b, err)
+	}
+	for _, l := range []filestore.Layout{filestore.Flat, filestore.Hashed} {
+		b.Run(string(l), func(b *testing.B) {
+			s, _ := benchStore(b, filestore.Config{Layout: l})
+			rec := sized(200)
+			ids := make([]driver.ID, n)
+			start := time.Now()
+			for i := range ids {
+				ids[i] = mustID(b)
+				mustSave(b, s, ids[i], rec, 0)
+			}
+			b.Logf("%d records made, %v each", n, time.Since(start)/time.Duration(n))
+			start = time.Now()
+			st, err := s.Stat(b.Context())
+			must(b, err)
+			b.Logf("Stat: %d records, %v each", st.Records, time.Since(start)/time.Duration(n))
+			b.Run("Load", func(b *testing.B) {
+				for b.Loop() {
+					if _, err := s.Load(b.Context(), ids[mathrand.IntN(n)]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			b.Run("Load absent", func(b *testing.B) {
+				for b.Loop() {
+					if _, err := s.Load(b.Context(), mustID(b)); !errors.Is(err, driver.ErrNotFound) {
+						b.Fatal(err)
+					}
+				}
+			})
+			b.Run("Save", func(b *testing.B) {
+				for b.Loop() {
+					id := ids[mathrand.IntN(n)]
+					rec, err := s.Load(b.Context(), id)
+					must(b, err)
+					mustSave(b, s, id, next(rec, "2"), rec.Revision)
+				}
+			})
+			b.Run("create and Delete, in parallel", func(b *testing.B) {
+				b.SetParallelism(2)
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						id := mustID(b)
+						mustSave(b, s, id, rec, 0)
+						must(b, s.Delete(b.Context(), id))
+					}
+				})
+			})
+		})
+	}
 }

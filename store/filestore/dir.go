@@ -149,12 +149,12 @@ func (d dir) write(name string, sync bool, parts ...[]byte) (err error) {
 	return f.Sync()
 }
 
-// sync makes the names in d durable.
-func (d dir) sync() error {
-	if err := d.before("sync", "."); err != nil {
+// sync makes the names in a directory durable, "." being d itself.
+func (d dir) sync(name string) error {
+	if err := d.before("sync", name); err != nil {
 		return err
 	}
-	f, err := d.root.Open(".")
+	f, err := d.root.Open(name)
 	if err != nil {
 		return err
 	}
@@ -192,12 +192,26 @@ func (d dir) removeAll(name string) error {
 	return d.root.RemoveAll(name)
 }
 
-// list yields the names in d, n at a time.
-func (d dir) list(ctx context.Context, n int, portion func(names []string) error) error {
-	if err := d.before("list", "."); err != nil {
+func (d dir) readlink(name string) (string, error) {
+	if err := d.before("readlink", name); err != nil {
+		return "", err
+	}
+	return d.root.Readlink(name)
+}
+
+func (d dir) symlink(target, name string) error {
+	if err := d.before("symlink", name); err != nil {
 		return err
 	}
-	f, err := d.root.OpenFile(".", os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	return d.root.Symlink(target, name)
+}
+
+// list yields the names in a directory, "." being d itself, n at a time.
+func (d dir) list(ctx context.Context, name string, n int, portion func(names []string) error) error {
+	if err := d.before("list", name); err != nil {
+		return err
+	}
+	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}

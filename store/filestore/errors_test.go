@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -215,6 +216,7 @@ func wantEmpty(t testing.TB, dir string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	must(t, err)
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return e.Name() == ".layout" })
 	if len(entries) > 0 {
 		t.Errorf("%d left behind: %v", len(entries), entries)
 	}

@@ -24,8 +24,9 @@ var preemptions = flag.Int("preemptions", 2, "how often TestExplore stops a proc
 
 // TestExplore runs processes that work on one record, stopping each before every file-system call. It runs all
 // schedules with at most two preemptions (a process is stopped although it could go on), and all with one kill and
-// one preemption; with three processes, one preemption less. The results of each schedule must be linearizable: those of some order of the calls, each taking
-// effect at one moment between its start and its end. After each, a new process must be able to load, save and
+// one preemption; with three processes, one preemption less; and with the hashed layout, where the calls are the same
+// and only the names differ, another one less. The results of each schedule must be linearizable: those of some order
+// of the calls, each taking effect at one moment between its start and its end. After each, a new process must be able to load, save and
 // delete the record, and nothing may be left behind.
 //
 // Attack 15 is among them: a Save that sleeps while the record is deleted, and made anew, and saved again.
@@ -78,12 +79,14 @@ func TestExplore(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				e := newExplorer(t, tt.start, tt.processes)
+				e := newExplorer(t, filestore.Flat, tt.start, tt.processes)
 				n := *preemptions
 				if len(tt.processes) > 2 {
 					n-- // three processes meet in enough ways by themselves
 				}
 				t.Logf("%d schedules, %d with a kill", e.explore(n, 0), e.explore(n-1, 1))
+				hashed := newExplorer(t, filestore.Hashed, tt.start, tt.processes)
+				t.Logf("hashed: %d schedules, %d with a kill", hashed.explore(n-1, 0), hashed.explore(0, 1))
 			})
 		})
 	}
@@ -124,6 +127,7 @@ type explorer struct {
 	t         *testing.T
 	start     int
 	processes [][]call
+	layout    filestore.Layout
 	dir       string
 	stores    []*filestore.Store // one a process
 	plain     *filestore.Store
@@ -140,10 +144,10 @@ type process struct {
 	killed  bool
 }
 
-func newExplorer(t *testing.T, start int, processes [][]call) *explorer {
-	e := &explorer{t: t, start: start, processes: processes, dir: fastDir(t)}
+func newExplorer(t *testing.T, l filestore.Layout, start int, processes [][]call) *explorer {
+	e := &explorer{t: t, layout: l, start: start, processes: processes, dir: fastDir(t)}
 	open := func(step func(call, name string) error) *filestore.Store {
-		s, err := filestore.OpenStepped(t.Context(), e.dir, filestore.Config{}, step)
+		s, err := filestore.OpenStepped(t.Context(), e.dir, filestore.Config{Layout: l}, step)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,6 +156,9 @@ func newExplorer(t *testing.T, start int, processes [][]call) *explorer {
 	}
 	for i := range processes {
 		e.stores = append(e.stores, open(func(call, name string) error {
+			if e.running == nil {
+				return nil // it is being opened
+			}
 			p := e.running[i]
 			if p.killed {
 				return errKilled
@@ -342,12 +349,12 @@ func (e *explorer) epilogue(id driver.ID, h *history) {
 	}
 	do(load)
 	do(sweep)
-	if entries, err := os.ReadDir(filepath.Join(e.dir, id.Hex())); err != nil || len(entries) != 2 {
+	if entries, err := os.ReadDir(filepath.Join(e.dir, place(e.layout, id))); err != nil || len(entries) != 2 {
 		e.t.Errorf("after a sweep the record's directory holds %v (%v), want data and token", entries, err)
 	}
 	do(del)
 	do(load)
-	left, _ := filepath.Glob(filepath.Join(e.dir, id.Hex()+"*"))
+	left, _ := filepath.Glob(filepath.Join(e.dir, place(e.layout, id)+"*"))
 	for _, path := range left {
 		killed := slices.ContainsFunc(e.running, func(p *process) bool { return p.killed })
 		if !killed || !strings.Contains(path, ".new-") && !strings.Contains(path, ".end-") {

@@ -42,6 +42,8 @@ type Config struct {
 	// SweepEvery is how often expired records, and what killed processes left behind, are removed. It varies by a
 	// tenth so that processes do not sweep at the same moment. 0: 1 minute. Negative: never.
 	SweepEvery time.Duration
+	// Layout is where in the directory the records are. All processes must use one; the directory remembers it.
+	Layout Layout
 	// UnsafeNetwork lets Open take a directory on NFS, CIFS, SMB or 9p, which Linux tells it of. It is not supported:
 	// sessions may be lost, and logouts undone.
 	UnsafeNetwork bool
@@ -62,13 +64,15 @@ func (c Config) withDefaults() Config {
 // Store is a directory of records. It implements driver.Store, driver.Lister, driver.Sweeper, driver.Stater and
 // driver.Describer. Create it with Open.
 type Store struct {
-	config Config
-	dir    dir
-	path   string      // absolute
-	self   fs.FileInfo // of dir, to see whether path still leads there
-	closed atomic.Bool
-	stop   func()
-	swept  sync.WaitGroup
+	config  Config
+	dir     dir
+	path    string      // absolute
+	self    fs.FileInfo // of dir, to see whether path still leads there
+	layout  Layout      // Flat or Hashed
+	settled atomic.Bool // no process can choose another layout
+	closed  atomic.Bool
+	stop    func()
+	swept   sync.WaitGroup
 }
 
 // Open returns the store in directory path, which it makes, with mode 0700, if it is missing and its parent is not.
@@ -122,7 +126,16 @@ func open(ctx context.Context, path string, c Config, step func(call, name strin
 		return nil, driver.Unavailable(err)
 	}
 	s := &Store{config: c, dir: dir{root, step}, path: path, stop: func() {}}
-	if err := s.inspect(); err != nil {
+	err = s.inspect()
+	if err == nil {
+		var settled bool
+		s.layout, settled, err = s.decideLayout(ctx)
+		s.settled.Store(settled)
+	}
+	if err == nil && s.layout == Hashed {
+		err = s.makeBuckets(ctx)
+	}
+	if err != nil {
 		_ = root.Close() // opened for nothing
 		return nil, err
 	}
@@ -151,7 +164,7 @@ func (s *Store) inspect() (err error) {
 	}
 	// Better to refuse now than to answer the first login with an error. A full disk is no reason: those who are
 	// logged in can go on.
-	probe := driver.ID{}.Hex() + buildInfix + newGeneration().String()
+	probe := probePrefix + newGeneration().String()
 	err = s.dir.root.Mkdir(probe, 0o700)
 	if err == nil {
 		err = s.dir.root.Remove(probe)
@@ -170,6 +183,9 @@ const (
 	buildInfix = ".new-" // a record being made
 	trashInfix = ".end-" // something to remove
 )
+
+// probePrefix is what the name of the directory begins with that Open makes to see whether it can.
+var probePrefix = driver.ID{}.Hex() + buildInfix
 
 // Close stops the sweeper. Calls that are under way finish or fail.
 func (s *Store) Close() error {
@@ -202,7 +218,7 @@ func (s *Store) ready(ctx context.Context) error {
 
 // record opens the directory of a record.
 func (s *Store) record(id driver.ID) (record, error) {
-	d, err := s.dir.sub(id.Hex())
+	d, err := s.dir.sub(s.at(id))
 	return record{d, s.config.SyncData}, err
 }
 
@@ -211,7 +227,7 @@ func (s *Store) record(id driver.ID) (record, error) {
 func (s *Store) present() error {
 	info, err := os.Lstat(s.path)
 	if err == nil && os.SameFile(info, s.self) {
-		return nil
+		return s.decided(false)
 	}
 	return fmt.Errorf("%w: session directory %s was moved or replaced; put it back, or restart this process", driver.ErrUnavailable, s.path)
 }
@@ -227,7 +243,7 @@ func (s *Store) load(ctx context.Context, id driver.ID) (driver.Record, error) {
 		if err := s.ready(ctx); err != nil {
 			return driver.Record{}, err
 		}
-		b, err := s.dir.read(id.Hex() + "/" + nameData)
+		b, err := s.dir.read(s.at(id) + "/" + nameData)
 		if errors.Is(err, fs.ErrNotExist) {
 			if err = s.present(); err == nil {
 				err = driver.ErrNotFound
@@ -297,7 +313,7 @@ func (s *Store) unlessMoved(id driver.ID, r record, err, other error) error {
 	if !errors.Is(err, errStuck) {
 		return err
 	}
-	there, err := s.dir.lstat(id.Hex())
+	there, err := s.dir.lstat(s.at(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return other
 	}
@@ -316,6 +332,9 @@ func (s *Store) unlessMoved(id driver.ID, r record, err, other error) error {
 
 // create makes a record where there is none, or an expired one.
 func (s *Store) create(ctx context.Context, id driver.ID, g generation, f file) error {
+	if err := s.decided(true); err != nil {
+		return err
+	}
 	for {
 		if err := s.vacate(ctx, id); err != nil {
 			return err
@@ -325,7 +344,7 @@ func (s *Store) create(ctx context.Context, id driver.ID, g generation, f file) 
 			continue // somebody was faster; or this process slept so long that a sweeper removed what it had built
 		}
 		if err == nil && s.config.SyncData {
-			err = s.dir.sync()
+			err = s.dir.sync(s.parent(id))
 		}
 		return err
 	}
@@ -334,16 +353,23 @@ func (s *Store) create(ctx context.Context, id driver.ID, g generation, f file) 
 // publish makes the directory of a record under another name and renames it. It returns fs.ErrExist if there is a
 // directory with the record's name.
 func (s *Store) publish(ctx context.Context, id driver.ID, g generation, f file) error {
-	name := id.Hex() + buildInfix + newGeneration().String()
-	if err := s.dir.mkdir(name); err != nil {
+	name := s.at(id) + buildInfix + newGeneration().String()
+	err := s.dir.mkdir(name)
+	if errors.Is(err, fs.ErrNotExist) && s.layout == Hashed { // the disk was full when the store was opened
+		if err := s.dir.mkdir(s.parent(id)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		err = s.dir.mkdir(name)
+	}
+	if err != nil {
 		return err
 	}
-	err := s.build(name, g, f)
+	err = s.build(name, g, f)
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = s.dir.rename(name, id.Hex())
+		err = s.dir.rename(name, s.at(id))
 	}
 	if err != nil && s.dir.remove(name) != nil { // remove needs no file descriptor
 		_ = s.discard(name) // else the sweeper does it
@@ -413,7 +439,7 @@ func (s *Store) endExpired(ctx context.Context, id driver.ID) (ended bool, err e
 		if !emptied {
 			continue
 		}
-		err = s.dir.remove(id.Hex())
+		err = s.dir.remove(s.at(id))
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			return ended, nil
 		}
@@ -435,8 +461,8 @@ func (s *Store) delete(ctx context.Context, id driver.ID) error {
 	if err := s.present(); err != nil {
 		return err
 	}
-	trash := id.Hex() + trashInfix + newGeneration().String()
-	err := s.dir.rename(id.Hex(), trash)
+	trash := s.at(id) + trashInfix + newGeneration().String()
+	err := s.dir.rename(s.at(id), trash)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -444,7 +470,7 @@ func (s *Store) delete(ctx context.Context, id driver.ID) error {
 		return s.deleteInPlace(id) // the longer name may need another block for the directory
 	}
 	if err == nil && s.config.SyncData {
-		err = s.dir.sync()
+		err = s.dir.sync(s.parent(id))
 	}
 	if err != nil {
 		return err
@@ -466,7 +492,7 @@ func (s *Store) deleteInPlace(id driver.ID) error {
 	if err := r.endAny(); err != nil {
 		return err
 	}
-	_ = s.dir.remove(id.Hex()) // else the sweeper does it
+	_ = s.dir.remove(s.at(id)) // else the sweeper does it
 	return r.syncNames()
 }
 
@@ -479,7 +505,7 @@ func (s *Store) List(ctx context.Context) iter.Seq2[driver.Item, error] {
 		}
 		errStop := errors.New("stop")
 		seen := make(map[driver.ID]struct{}) // a name that goes and comes back may be listed twice
-		err := s.dir.list(ctx, 256, func(names []string) error {
+		err := s.walk(ctx, 256, func(names []string) error {
 			for _, name := range names {
 				id, err := driver.ParseID(name)
 				if err != nil {

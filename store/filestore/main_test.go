@@ -30,6 +30,9 @@ func TestStore(t *testing.T) {
 		testStore(t, filestore.Config{SweepEvery: 20 * time.Millisecond}, true)
 	})
 	t.Run("sync=data", func(t *testing.T) { testStore(t, filestore.Config{SyncData: true}, false) })
+	t.Run("layout=hashed", func(t *testing.T) {
+		testStore(t, filestore.Config{Layout: filestore.Hashed, SweepEvery: 20 * time.Millisecond}, true)
+	})
 }
 
 func testStore(t *testing.T, c filestore.Config, peers bool) {
@@ -89,6 +92,21 @@ func noFiles(t testing.TB) (end func()) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// bothLayouts runs a test with each layout.
+func bothLayouts(t *testing.T, f func(t *testing.T, l filestore.Layout)) {
+	for _, l := range []filestore.Layout{filestore.Flat, filestore.Hashed} {
+		t.Run("layout="+string(l), func(t *testing.T) { f(t, l) })
+	}
+}
+
+// place is where a record is in the directory of its store.
+func place(l filestore.Layout, id driver.ID) string {
+	if l == filestore.Hashed {
+		return filepath.Join(id.Hex()[:2], id.Hex())
+	}
+	return id.Hex()
 }
 
 // fastDir returns a directory in memory if there is such a place, as tests of the order of calls do not need a disk.

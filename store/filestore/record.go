@@ -255,7 +255,7 @@ func (r record) syncNames() error {
 	if !r.sync {
 		return nil
 	}
-	if err := r.dir.sync(); !errors.Is(err, fs.ErrNotExist) {
+	if err := r.dir.sync("."); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil // the directory has been removed
@@ -395,7 +395,7 @@ type names struct {
 }
 
 func (r record) names() (n names, err error) {
-	err = r.list(context.Background(), 64, func(portion []string) error {
+	err = r.list(context.Background(), ".", 64, func(portion []string) error {
 		for _, name := range portion {
 			if at, ok := strings.CutPrefix(name, atPrefix); ok {
 				n.at = at

@@ -255,7 +255,7 @@ func TestNamesAndModes(t *testing.T) {
 			return err
 		}
 		info, err := d.Info()
-		if err != nil {
+		if err != nil || d.Name() == ".layout" { // a link has no mode of its own
 			return err
 		}
 		want := os.FileMode(0o600)

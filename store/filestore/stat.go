@@ -28,7 +28,7 @@ func (s *Store) stat(ctx context.Context) (st driver.Stat, err error) {
 		return st, err
 	}
 	leftovers, unreadable := 0, 0
-	err = s.dir.list(ctx, sweepPortion, func(names []string) error {
+	err = s.walk(ctx, sweepPortion, func(names []string) error {
 		for _, name := range names {
 			if err := s.ready(ctx); err != nil {
 				return err
@@ -66,6 +66,7 @@ func (s *Store) stat(ctx context.Context) (st driver.Stat, err error) {
 	})
 	st.Facts = []driver.Fact{
 		{Name: "directory", Value: s.path},
+		{Name: "layout", Value: string(s.layout)},
 		{Name: "bytes are", Value: "the sizes of the records' files; on the disk each takes more"},
 		{Name: "records that cannot be read", Value: strconv.Itoa(unreadable)},
 		{Name: "being made or removed, or left over", Value: strconv.Itoa(leftovers)},

@@ -82,7 +82,7 @@ func (s *Store) sweep(ctx context.Context, rest func(worked time.Duration, did s
 		return did, err
 	}
 	var first error
-	err = s.dir.list(ctx, sweepPortion, func(names []string) error {
+	err = s.walk(ctx, sweepPortion, func(names []string) error {
 		start := time.Now()
 		for _, name := range names {
 			if err := s.ready(ctx); err != nil {
@@ -131,9 +131,9 @@ func (s *Store) sweepName(ctx context.Context, name string) (removed bool, err e
 	case suffix == "":
 		removed, err = s.sweepRecord(ctx, id)
 	case strings.HasPrefix(suffix, trashInfix):
-		err = s.discard(name)
+		err = s.discard(s.inBucket(id) + name)
 	case strings.HasPrefix(suffix, buildInfix):
-		err = s.sweepBuild(id, name)
+		err = s.sweepBuild(id, s.inBucket(id)+name)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // somebody else was faster
@@ -175,7 +175,7 @@ func (s *Store) sweepBuild(id driver.ID, name string) error {
 	if err != nil || time.Since(info.ModTime()) < buildAge {
 		return err
 	}
-	trash := id.Hex() + trashInfix + newGeneration().String()
+	trash := s.at(id) + trashInfix + newGeneration().String()
 	if err := s.dir.rename(name, trash); err != nil {
 		return err
 	}

@@ -155,7 +155,7 @@ func TestCreatorAsleep(t *testing.T) {
 		mustSave(t, sweeper, id, next(rec, "2"), rec.Revision)
 		wantN(t, sweeper, id, "2")
 	}
-	if builds, _ := filepath.Glob(filepath.Join(dir, "*.*")); len(builds) > 0 {
+	if builds, _ := filepath.Glob(filepath.Join(dir, "*.new-*")); len(builds) > 0 {
 		t.Errorf("left behind: %v", builds)
 	}
 	if sleepAt < 8 {

@@ -14,6 +14,14 @@ import (
 // options are what the query of a URL may set.
 func (c *Config) options() map[string]func(value string) error {
 	return map[string]func(value string) error{
+		"layout": func(value string) error {
+			switch l := Layout(value); l {
+			case Flat, Hashed:
+				c.Layout = l
+				return nil
+			}
+			return fmt.Errorf("%q is neither flat nor hashed", value)
+		},
 		"network": func(value string) error {
 			switch value {
 			case "refuse", "unsafe":
@@ -45,8 +53,8 @@ func (c *Config) options() map[string]func(value string) error {
 	}
 }
 
-// OpenURL opens the store that a URL names: file:///absolute/path or file:relative/path, with the options sync (none
-// or data), sweep (a time such as 30s, or never) and network (refuse or unsafe).
+// OpenURL opens the store that a URL names: file:///absolute/path or file:relative/path, with the options layout
+// (flat or hashed), sync (none or data), sweep (a time such as 30s, or never) and network (refuse or unsafe).
 func OpenURL(ctx context.Context, rawURL string) (*Store, error) {
 	path, c, err := ParseURL(rawURL)
 	if err != nil {

@@ -31,6 +31,8 @@ func TestParseURL(t *testing.T) {
 		{"file:///a%23b?sync=none", "/a#b", filestore.Config{}},
 		{"file:s?sync=data&sweep=30s", "s", filestore.Config{SyncData: true, SweepEvery: 30 * time.Second}},
 		{"file:s?network=unsafe", "s", filestore.Config{UnsafeNetwork: true}},
+		{"file:s?layout=hashed", "s", filestore.Config{Layout: filestore.Hashed}},
+		{"file:s?layout=flat", "s", filestore.Config{Layout: filestore.Flat}},
 		{"file:s?network=refuse", "s", filestore.Config{}},
 		{"file:s?sweep=never", "s", filestore.Config{SweepEvery: -1}},
 	}
@@ -53,6 +55,8 @@ func TestParseURLErrors(t *testing.T) {
 		{"file:s?sync=", `option sync: "" is neither none nor data`},
 		{"file:s?sweep=60", `option sweep: "60" is neither a time such as 1m or 30s nor never`},
 		{"file:s?sweep=-1s", `option sweep: "-1s" is neither`},
+		{"file:s?layout=deep", `option layout: "deep" is neither flat nor hashed`},
+		{"file:s?layuot=flat", `option "layuot" unknown, did you mean "layout"?`},
 		{"file:s?network=safe", `option network: "safe" is neither refuse nor unsafe`},
 		{"file:s?sync=data&sync=none", "option sync is given 2 times"},
 		{"file:", "no directory in it"},

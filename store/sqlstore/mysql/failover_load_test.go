@@ -3,9 +3,9 @@ package mysql_test
 import (
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testload"
+	"github.com/holdfast-sessions/holdfast/internal/testfault"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 )
 
@@ -23,30 +23,31 @@ func TestFailoverLoad(t *testing.T) {
 		{name: "semi-synchronous", synchronous: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // each has servers of its own
 			pair := testserver.MariaDBPair(t, testserver.PairOptions{Synchronous: tt.synchronous})
 			url := strings.Replace(address(pair.Primary), pair.Primary.Addr, pair.Primary.Addr+","+pair.Replica.Addr, 1)
-			l := testload.Start(t, testload.Config{
-				Stores:   []driver.Store{mustOpen(t, url), mustOpen(t, url)},
-				Sessions: testserver.Scale(200, 2000),
-			})
+			l := testfault.NewLoad(t, testfault.LoadOptions{Sessions: testserver.Scale(200, 2000), Patience: time.Second, Logouts: 20},
+				mustOpen(t, url), mustOpen(t, url))
 			n := testserver.Scale(500, 10000)
-			l.Progress(n)
+			l.Acked(n)
 			if tt.parted {
 				pair.Part()
-				l.Progress(n / 2)
+				l.Acked(n / 2)
 			}
 			pair.Primary.Stop()
 			pair.Promote()
-			l.Progress(n)
+			l.Acked(n)
+			l.Recovered(100)
 			r := l.Audit(mustOpen(t, url))
 			t.Log(r)
-			if r.Wrong > 0 || r.Errors[testload.Foreign]+r.Errors[testload.Audited] > 0 {
-				t.Error("want no wrong answers and no errors but those of package driver")
+			if r.Wrong+r.Late > 0 {
+				t.Errorf("want no wrong answers: %q", r.Wrongs)
 			}
-			if tt.synchronous && r.Lost() {
+			lost := r.Lost+r.Gone+r.Revived > 0
+			if tt.synchronous && lost {
 				t.Error("want nothing lost: the replica has confirmed it")
 			}
-			if tt.lost && !r.Lost() {
+			if tt.lost && !lost {
 				t.Error("the replica did not get everything, and nothing is lost: nothing is shown")
 			}
 		})

@@ -117,6 +117,7 @@ func TestCloseFrozen(t *testing.T) {
 // TestFailover names two hosts: the store uses the one that takes writes, whichever it is, and finds the other when that
 // changes.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	a, b := testserver.MariaDB(t), testserver.MariaDB(t)
 	adminA, adminB := mustAdmin(t, a), mustAdmin(t, b)
 	for _, admin := range []*sql.DB{adminA, adminB} {
@@ -186,6 +187,7 @@ func TestFailover(t *testing.T) {
 
 // TestReadOnly is a single host that takes no writes: reads work.
 func TestReadOnly(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
 	s := mustOpen(t, address(srv)+"?sweep=never")
@@ -222,6 +224,7 @@ func TestReadOnly(t *testing.T) {
 // TestGaleraNode is a cluster of one node: sessions wait for what is committed elsewhere, and a node that takes no queries
 // (error 1047, also said by one that has lost the cluster) is left for the next host.
 func TestGaleraNode(t *testing.T) {
+	t.Parallel()
 	const provider = testserver.GaleraProvider
 	if _, err := os.Stat(provider); err != nil {
 		t.Skip("NOT RUN: TestGaleraNode needs " + provider + " (Debian: apt-get install galera-4)")

@@ -16,6 +16,7 @@ import (
 // nobody uses it, wherever it stands in the URL, not even while the new primary is down. One that takes writes cannot be
 // told from the new primary; who is connected to that stays with it.
 func TestFormerPrimary(t *testing.T) {
+	t.Parallel()
 	pair := testserver.MariaDBPair(t)
 	both := strings.Replace(address(pair.Primary), pair.Primary.Addr, pair.Primary.Addr+","+pair.Replica.Addr, 1) + "?sweep=never"
 	l := testfault.NewLoad(t, testfault.LoadOptions{Patience: time.Second}, mustOpen(t, both), mustOpen(t, both))

@@ -109,6 +109,7 @@ func TestCloseFrozen(t *testing.T) {
 // TestFailover names two hosts, a primary and its standby: the store uses the one that takes writes, wherever it stands
 // in the URL, and finds the other when that is promoted.
 func TestFailover(t *testing.T) {
+	t.Parallel()
 	a := testserver.Postgres(t, testserver.PostgresOptions{Config: []string{"wal_level = replica", "max_wal_senders = 4"}})
 	mustOpen(t, address(a))
 	b := testserver.Postgres(t, testserver.PostgresOptions{Primary: a})

@@ -16,6 +16,7 @@ import (
 // TestFormerPrimary brings a primary back, as it was, after its standby was promoted: it takes writes, and what it has is
 // old. Nobody uses it, wherever it stands in the URL, not even while the new primary is down.
 func TestFormerPrimary(t *testing.T) {
+	t.Parallel()
 	pair := testserver.PostgresPair(t)
 	both := strings.Replace(address(pair.Primary), pair.Primary.Addr, pair.Primary.Addr+","+pair.Replica.Addr, 1) + "?sweep=never"
 	// The load's stores know of the promotion as they were there. The others are opened after it.
