@@ -18,10 +18,11 @@ func mustFreeAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// cutAll has a server end all connections but that of admin.
+// cutAll has a server end all connections but that of admin and its replicas': also those that are just logging in.
 func cutAll(t testing.TB, admin *sql.DB) {
 	t.Helper()
-	rows, err := admin.QueryContext(t.Context(), "SELECT id FROM information_schema.processlist WHERE command = 'Sleep' OR command = 'Query' AND id <> CONNECTION_ID()")
+	rows, err := admin.QueryContext(t.Context(), "SELECT id FROM information_schema.processlist "+
+		"WHERE id <> CONNECTION_ID() AND user NOT IN ('system user', 'event_scheduler') AND command NOT LIKE 'Binlog%'")
 	if err != nil {
 		t.Fatal(err)
 	}
