@@ -20,6 +20,8 @@ import (
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/gateway"
+	"github.com/holdfast-sessions/holdfast/keyring"
+	"github.com/holdfast-sessions/holdfast/sealed/cookie"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 )
@@ -32,6 +34,7 @@ type setup struct {
 	files  bool // sessions in files, every instance with a store of its own over them, and affinity; otherwise in one memory
 	plain  bool // plain http on localhost instead of TLS, with AllowPlainLocalhost
 	strict bool // plain http on localhost with the cookie that is for TLS
+	sealed bool // sessions in the cookie, and user records in the one memory
 	config holdfast.Config
 	routes func(*holdfast.Manager, *http.ServeMux) // more than those of the application
 	wrap   func(http.Handler) http.Handler         // around the application, within Manager.Handler
@@ -47,6 +50,9 @@ type fleet struct {
 	log   lines
 	store driver.Store // as the first instance has it, not held
 	apps  []*httptest.Server
+	keys  *keyring.Ring // of sealed sessions
+
+	managers []*holdfast.Manager // of the instances
 
 	mu sync.Mutex
 	// mu guards the fields below
@@ -64,6 +70,11 @@ func startFleet(t testing.TB, c setup) *fleet {
 	c.config.StoreTimeout = 2 * patience
 	if c.plain {
 		c.config.Cookie.AllowPlainLocalhost = true
+	}
+
+	if c.sealed {
+		f.keys = keyring.New(keyring.NewSet())
+		t.Cleanup(func() { _ = f.keys.Close() }) // nothing is kept
 	}
 
 	key := make([]byte, 32)
@@ -143,10 +154,11 @@ func (f *fleet) opener(files bool) func() driver.Store {
 // startInstance starts one server of the application and returns its URL.
 func (f *fleet) startInstance(c setup, s driver.Store, logger *slog.Logger) string {
 	f.t.Helper()
-	m, err := holdfast.New(hold(s), c.config)
+	m, err := f.newManager(c, s)
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	f.managers = append(f.managers, m)
 	mux := http.NewServeMux()
 	a := application{m}
 	mux.HandleFunc("GET /{$}", a.page)
@@ -167,7 +179,7 @@ func (f *fleet) startInstance(c setup, s driver.Store, logger *slog.Logger) stri
 		logger.Info("request", "method", r.Method, "uri", r.RequestURI, "url", r.URL, "referer", r.Referer())
 		inner.ServeHTTP(w, r)
 	})
-	srv := httptest.NewUnstartedServer(f.observe(m.Handler(h)))
+	srv := httptest.NewUnstartedServer(f.observe(strconv.Itoa(len(f.apps)), m.Handler(h)))
 	srv.Config.ErrorLog = slog.NewLogLogger(logger.Handler(), slog.LevelError)
 	srv.Start()
 	f.t.Cleanup(srv.Close)
@@ -175,8 +187,22 @@ func (f *fleet) startInstance(c setup, s driver.Store, logger *slog.Logger) stri
 	return srv.URL
 }
 
+func (f *fleet) newManager(c setup, s driver.Store) (*holdfast.Manager, error) {
+	if !c.sealed {
+		return holdfast.New(hold(s), c.config)
+	}
+	sealer, err := cookie.New(f.keys, cookie.Config{Application: "browsertest"})
+	if err != nil {
+		return nil, err
+	}
+	return holdfast.NewSealed(sealer, hold(s), c.config)
+}
+
+// instanceHeader names the instance that answered.
+const instanceHeader = "X-Instance"
+
 // observe notes the tokens that are given out, and holds the requests that the stage knows.
-func (f *fleet) observe(next http.Handler) http.Handler {
+func (f *fleet) observe(instance string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header["Cookie"] != nil {
 			f.mu.Lock()
@@ -199,6 +225,7 @@ func (f *fleet) observe(next http.Handler) http.Handler {
 		for name, values := range answer.Header() {
 			w.Header()[name] = values
 		}
+		w.Header().Set(instanceHeader, instance)
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(answer.Body.Bytes()) // the client may be gone
 	})
@@ -208,7 +235,8 @@ func (f *fleet) note(res *http.Response) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range res.Cookies() {
-		if c.Value != "" && strings.HasSuffix(c.Name, "session") {
+		chunked, _, _ := strings.Cut(c.Name, ".")
+		if len(c.Value) >= 43 && strings.HasSuffix(chunked, "session") {
 			f.tokens = append(f.tokens, c.Value)
 		}
 	}
@@ -240,11 +268,17 @@ func (f *fleet) last() string {
 // ask sends a request with a session cookie past the browser, and returns whom the application takes it for.
 func (f *fleet) ask(token string) who {
 	f.t.Helper()
+	return f.askWith(defaultCookie + "=" + token)
+}
+
+// askWith is ask with a whole Cookie header.
+func (f *fleet) askWith(cookies string) who {
+	f.t.Helper()
 	req, err := http.NewRequest(http.MethodGet, f.at("127.0.0.1")+"/whoami", nil)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	req.Header.Set("Cookie", defaultCookie+"="+token)
+	req.Header.Set("Cookie", cookies)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: patience}
