@@ -362,7 +362,11 @@ func (w *world) run(ops map[string]op, tree *tree, crash bool) bool {
 		all = append(all, p)
 		go func() {
 			defer p.ended.Store(true)
-			w.request(context.WithValue(context.Background(), processKey{}, p), name, ops[name])
+			ctx := context.WithValue(context.Background(), processKey{}, p)
+			if w.sealed {
+				step(ctx, "start", driver.ID{}) // some requests make no call at all, and would run beside the other
+			}
+			w.request(ctx, name, ops[name])
 		}()
 	}
 	last := ""
