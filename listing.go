@@ -255,7 +255,8 @@ func (m *Manager) swapEpoch(ctx context.Context, next func(driver.Record) (time.
 
 // epoch returns the moment before which all logged-in sessions have ended, as this server last learned it.
 func (m *Manager) epoch(ctx context.Context) (time.Time, error) {
-	l, err := m.recall(ctx, epochID, func(rec driver.Record) (listing, error) { return listing{begin: rec.Created}, nil })
+	stands := func(l listing) bool { return !l.missing }
+	l, err := m.recall(ctx, epochID, stands, func(rec driver.Record) (listing, error) { return listing{begin: rec.Created}, nil })
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -283,7 +284,8 @@ func (m *Manager) listing(ctx context.Context, user string, id driver.ID, create
 	if created.Before(begin) {
 		return listedNot, nil
 	}
-	l, err := m.recall(ctx, UserID(user), func(rec driver.Record) (listing, error) {
+	known := func(l listing) bool { _, ok := l.sessions[id]; return ok }
+	l, err := m.recall(ctx, UserID(user), known, func(rec driver.Record) (listing, error) {
 		list, err := entries(rec)
 		l := listing{sessions: make(map[driver.ID]entry, len(list))}
 		for _, e := range list {
@@ -312,10 +314,11 @@ type listing struct {
 	begin    time.Time           // of the epoch
 }
 
-// recall returns what the server knows of the record under id, and asks the store where that is too old.
-func (m *Manager) recall(ctx context.Context, id driver.ID, read func(driver.Record) (listing, error)) (listing, error) {
+// recall returns what the server knows of the record under id, and asks the store where that is too old, or is not enough.
+// What says no for being absent is not enough: another server may have added it a moment ago, with a login or a renewal.
+func (m *Manager) recall(ctx context.Context, id driver.ID, enough func(listing) bool, read func(driver.Record) (listing, error)) (listing, error) {
 	l, turn, ok := m.listings.get(id)
-	if ok {
+	if ok && enough(l) {
 		return l, nil
 	}
 	asked := time.Now()

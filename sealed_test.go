@@ -128,6 +128,37 @@ func TestSealedOnEveryServer(t *testing.T) {
 	})
 }
 
+// A session that is newer than what a server remembers of its user is accepted there all the same.
+func TestSealedNewerThanRemembered(t *testing.T) {
+	onServers(t, func(t *testing.T, _ *fakeSealer, users *memory.Store, a, b *holdfast.Manager) {
+		v := newVisitor(t, a)
+		accepted := func(v *visitor, after string) {
+			t.Helper()
+			if u := v.at(b).user(); u != "ada" {
+				t.Errorf("after %s elsewhere: user %q", after, u)
+			}
+			v.at(a)
+		}
+		v.login("ada")
+		accepted(v, "login")
+		other := newVisitor(t, a)
+		other.login("ada")
+		accepted(other, "a second login")
+		v.visit(func(_ http.ResponseWriter, r *http.Request, s *holdfast.Session) { must(t, s.Renew(r.Context())) })
+		accepted(v, "renewal")
+		v.logout()
+		v.login("ada")
+		accepted(v, "logout and login")
+		must(t, users.Delete(t.Context(), holdfast.EpochID)) // as a store does that drops records
+		time.Sleep(6 * time.Second)
+		if u := v.at(b).user(); u != "" {
+			t.Errorf("without the epoch: user %q", u)
+		}
+		v.at(a).login("ada")
+		accepted(v, "login without the epoch")
+	})
+}
+
 // Attacks 14 and 15: what was ended on one server is refused on the others within five seconds, also a token that was
 // kept aside, and a request that saves late.
 func TestSealedEndsEverywhere(t *testing.T) {

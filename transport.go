@@ -213,14 +213,20 @@ func (x *exchange) joinChunks(name, first string) string {
 	return strings.Join(parts, "")
 }
 
+// mostChunks returns in how many cookies a token can be at most.
+func (m *Manager) mostChunks(name string) int {
+	other := maxCookie - len(name) - len(".1") - chunkID - 1
+	return (m.maxToken + other) / other // the first has room for one character less
+}
+
 // dropChunks has the browser drop the cookies of an earlier token that the one sent now has no use for: all that it
-// sent, from number k on.
-func (x *exchange) dropChunks(c sentCookie, k int) {
+// sent, from number k on, and all below number unseen.
+func (x *exchange) dropChunks(c sentCookie, k, unseen int) {
 	name := c.Name
 	for ; k <= maxChunks; k++ {
 		c.Name = name + "." + strconv.Itoa(k)
 		var room [1]string
-		if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], c.Name); len(values) > 0 {
+		if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], c.Name); len(values) > 0 || k < unseen {
 			x.Header().Add("Set-Cookie", c.header("", -1))
 		}
 	}
@@ -387,11 +393,12 @@ func (x *exchange) completeHeader(s *Session) {
 			}
 			h.Add("Set-Cookie", chunk.header(part, maxAge))
 		}
-		x.dropChunks(c, len(parts))
+		x.dropChunks(c, len(parts), 0)
 	case x.clear:
 		h.Add("Set-Cookie", c.header("", -1))
 		if m.sealed() {
-			x.dropChunks(c, 1)
+			// Also those that the browser has got since: from the answer to a request beside this one.
+			x.dropChunks(c, 1, m.mostChunks(c.Name))
 		}
 	}
 }
