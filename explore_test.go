@@ -322,9 +322,13 @@ func newWorld(t *testing.T, config holdfast.Config, native, sealed bool) *world 
 
 // request runs one op to its end, on a server, and gives the client the cookie it got.
 func (w *world) request(ctx context.Context, server string, o op) {
+	w.requestWith(ctx, server, o, w.tokens[o.client])
+}
+
+func (w *world) requestWith(ctx context.Context, server string, o op, token string) {
 	m := w.servers[server]
 	r := httptest.NewRequestWithContext(ctx, "POST", "http://localhost/", nil)
-	if token := w.tokens[o.client]; token != "" {
+	if token != "" {
 		r.AddCookie(&http.Cookie{Name: "session", Value: token})
 	}
 	rec := httptest.NewRecorder()
@@ -358,7 +362,7 @@ func (w *world) run(ops map[string]op, tree *tree, crash bool) bool {
 	w.ops = ops
 	var all []*process
 	for _, name := range []string{"a", "b"} {
-		p := &process{name: name, goOn: make(chan bool)}
+		p, token := &process{name: name, goOn: make(chan bool)}, w.tokens[ops[name].client]
 		all = append(all, p)
 		go func() {
 			defer p.ended.Store(true)
@@ -366,7 +370,7 @@ func (w *world) run(ops map[string]op, tree *tree, crash bool) bool {
 			if w.sealed {
 				step(ctx, "start", driver.ID{}) // some requests make no call at all, and would run beside the other
 			}
-			w.request(ctx, name, ops[name])
+			w.requestWith(ctx, name, ops[name], token)
 		}()
 	}
 	last := ""

@@ -387,7 +387,7 @@ func TestSealedTimeouts(t *testing.T) {
 		if u := kept.at(b).user(); u != "" {
 			t.Errorf("a token that was not used for hours: user %q", u)
 		}
-		for time.Now(); ; time.Sleep(20 * time.Minute) {
+		for ; ; time.Sleep(20 * time.Minute) {
 			if v.user() == "" {
 				break
 			}
