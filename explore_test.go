@@ -154,7 +154,7 @@ type access struct {
 // matters reports whether the order of two calls does. That of two writes always does, so that the schedules which are
 // tried go through every state that the store can be in.
 func (c access) matters(d access) bool {
-	if c.name == "load" && d.name == "load" {
+	if c.name == "load" && d.name == "load" || c.name == "start" || d.name == "start" {
 		return false
 	}
 	return c.name != "load" && d.name != "load" || c.id == d.id
