@@ -53,6 +53,12 @@ func Expiration(at, now time.Time, grace time.Duration) int32 { return expiratio
 // ParseStats parses the answer to stats.
 func ParseStats(r io.Reader) (map[string]string, error) { return parseStats(bufio.NewReader(r)) }
 
+// ErrBusy and ErrNoCrawl are what a server says instead of a list of its keys.
+var (
+	ErrBusy    = errBusy
+	ErrNoCrawl = errNoCrawl
+)
+
 // NextKey returns a function that parses the next line of a metadump.
 func NextKey(r io.Reader) func() (key string, end bool, err error) {
 	br := bufio.NewReader(r)

@@ -19,12 +19,12 @@ import (
 const (
 	// listPortion is how many records are loaded together.
 	listPortion = 100
-	// crawlerPause is how long to wait for another's crawl to end.
+	// crawlerPause is how long to wait for another's crawl to end, or for the hash table to have grown.
 	crawlerPause = 50 * time.Millisecond
 )
 
 var (
-	errBusy    = errors.New("the server is busy with another list of its keys")
+	errBusy    = errors.New("the server is busy with another list of its keys, or its hash table is growing")
 	errNoCrawl = errors.New("the server does not list its keys; it needs memcached 1.4.31 or newer, without -o no_lru_crawler")
 )
 
@@ -88,6 +88,15 @@ func (s *Store) ids(ctx context.Context, i int) ([]driver.ID, error) {
 // client goes away in the middle of one (says its release notes).
 func (s *Store) dump(ctx context.Context, i int, how string) ([]driver.ID, error) {
 	return ask(ctx, s.servers[i], func(l *lane) (ids []driver.ID, err error) {
+		// While the hash table grows, memcached before 1.6.28 answers only when it has grown, which may be later than the
+		// timeout.
+		info, err := l.stats("")
+		if err != nil {
+			return nil, err
+		}
+		if number(info, "hash_is_expanding") != 0 {
+			return nil, driver.Unavailable(errBusy)
+		}
 		r, err := l.send("lru_crawler metadump " + how)
 		if err != nil {
 			return nil, err
@@ -129,7 +138,9 @@ func nextKey(r *bufio.Reader) (key string, end bool, err error) {
 	switch {
 	case line == "END", strings.HasPrefix(line, "NOTSTARTED"): // the latter by LRU, of a server that has no keys
 		return "", true, nil
-	case strings.HasPrefix(line, "BUSY"):
+	case strings.HasPrefix(line, "BUSY"), strings.HasPrefix(line, "ERROR locked"):
+		// The latter is said since 1.6.28 while the hash table grows. It must not count as errNoCrawl: a list by LRU may
+		// leave out what is written meanwhile.
 		return "", false, errBusy
 	case strings.HasPrefix(line, "ERROR"), strings.HasPrefix(line, "CLIENT_ERROR"):
 		return "", false, errNoCrawl
