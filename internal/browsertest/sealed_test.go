@@ -155,6 +155,7 @@ var cookieForms = []struct {
 func TestSealedCookie(t *testing.T) {
 	for _, form := range cookieForms {
 		t.Run(form.name, func(t *testing.T) {
+			t.Parallel() // it waits
 			f := startSealed(t, holdfast.Config{Cookie: form.config})
 			b := newTab(t)
 			here, there := f.at(form.hosts[0]), f.at(form.hosts[1])
@@ -219,13 +220,10 @@ func TestSealedChunks(t *testing.T) {
 				wantEverywhere(b, there, filled(step.user, step.bytes))
 				b.open(here)
 			}
-			copied, _ := b.jar()
-			t.Logf("the Cookie header has %d bytes", len(copied))
 			post(b, "/logout")
 			wantJar(b, form.cookie, 0)
 			wantEverywhere(b, here, nobody)
 			wantEverywhere(b, there, nobody)
-			wantDeadEverywhere(t, f, copied)
 
 			// Too large for any number of cookies: refused, and what was there stays.
 			login(b, here, "anna")

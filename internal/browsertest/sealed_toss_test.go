@@ -37,6 +37,7 @@ func TestTossedChunk(t *testing.T) {
 		{"shared, longer path", holdfast.Cookie{Domain: "holdfast.test"}, shared, "Path=/whoami; Domain=holdfast.test", "duplicate"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel() // each has a fleet and browser contexts of its own
 			f := startSealed(t, holdfast.Config{Cookie: test.cookie})
 			tossed := func(b *tab) {
 				b.t.Helper()
