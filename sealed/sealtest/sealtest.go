@@ -60,6 +60,7 @@ var cases = []struct {
 	{"length", length},
 	{"hostile", hostile},
 	{"concurrent", concurrent},
+	{"prints nothing", printsNothing},
 }
 
 const binding = "__Host-Http-session\x00tenant"
@@ -533,4 +534,15 @@ func expiry(t testing.TB, n New) {
 	token = token[:len(token)-1]
 	time.Sleep(time.Hour)
 	wantRefused(t, s, binding, token, "cut off, and long past the expiry")
+}
+
+// printsNothing: whatever a log makes of a sealer leads to no key (attack 27).
+func printsNothing(t testing.TB, n New) {
+	s := n.plain(t)
+	mustSeal(t, s, driver.ID{1}, record()) // its keys are derived now
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q", "%d"} {
+		if got := fmt.Sprintf(verb, s); len(got) > 40 || !strings.HasSuffix(got, " sealer]") {
+			t.Errorf("printed by %s it is %d characters, want no more than what kind it is", verb, len(got))
+		}
+	}
 }
