@@ -172,9 +172,14 @@ func (m *Manager) stillValid(ctx context.Context, s *Session, id driver.ID, rec 
 		return true, nil
 	}
 	before, _ := server.Fields.Get(strictField)
-	if len(before) == 8 && binary.BigEndian.Uint64(before) == rec.Revision && time.Since(server.Seen) < strictGrace {
-		s.readOnly = true
-		return true, nil
+	if len(before) == 8 && binary.BigEndian.Uint64(before) == rec.Revision {
+		switch age := time.Since(server.Seen); {
+		case age < strictGrace:
+			s.readOnly = true
+			return true, nil
+		case age < markerAge: // a slow request: what it does must not take the place of the newer token
+			return lost(markerRenewed)
+		}
 	}
 	m.emit(ctx, &m.counters.replayed, Event{Kind: EventRefused, Cause: "replayed", ID: id, User: rec.User})
 	return false, nil

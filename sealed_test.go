@@ -527,7 +527,12 @@ func TestSealedParallel(t *testing.T) {
 		if n := one.at(b).visits(); n != 2 {
 			t.Errorf("%d visits, want 2", n)
 		}
-		time.Sleep(6 * time.Second) // attack 14: an older token
+		time.Sleep(6 * time.Second)
+		two.visit(func(_ http.ResponseWriter, _ *http.Request, s *holdfast.Session) {
+			wantField(t, visits, s, 0)
+			wantErr(t, "Set by a slow request", visits.Set(s, 9), holdfast.ErrEnded)
+		})
+		time.Sleep(30 * time.Second) // attack 14: an older token
 		if n := two.visits(); n != 0 || b.Stats().Replayed != 1 {
 			t.Errorf("replayed: %d visits, Replayed = %d", n, b.Stats().Replayed)
 		}
