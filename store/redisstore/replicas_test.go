@@ -126,7 +126,7 @@ func TestPartition(t *testing.T) {
 		config []string
 	}{
 		{"alone", 0, nil},
-		{"min-replicas-to-write", 0, []string{"min-replicas-to-write 1", "min-replicas-max-lag 1"}},
+		{"min-replicas-to-write", 0, []string{"min-replicas-to-write 1", "min-replicas-max-lag 3"}},
 		{"wait=1", 1, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
