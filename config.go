@@ -47,7 +47,9 @@ type Config struct {
 
 	// Strict, for sealed sessions, keeps a record of each with its latest revision in the store, so that a token from
 	// before the latest is refused, Field.Update works, and a session that is logged out is over in the same moment
-	// everywhere. It costs what NewSealed saves: a load per request that uses its session, and a save per change.
+	// everywhere. It costs what NewSealed saves: a load per request that uses its session, and a save per change. And a
+	// client that never gets the answer to a request that changed or extended its session, as the server was killed or the
+	// network failed, is left with a token from before: it has lost the session.
 	Strict bool
 	// FailOpen, for sealed sessions, accepts those that are logged in while the store of user records cannot answer.
 	// Whoever was logged out by force or whose token was stolen stays in for as long. Default: such requests fail with

@@ -44,16 +44,10 @@ func (m *Manager) enlistSealed(ctx context.Context, user string, e entry, old dr
 		}
 		if m.config.RefuseAtLimit {
 			if !m.config.Strict {
-				return nil, ErrLimit
+				return nil, ErrLimit // who of them is still there is not known
 			}
-			gone, err := m.absent(ctx, live)
-			if err != nil {
-				return nil, err
-			}
-			if len(live)-len(gone) >= m.config.MaxSessions {
-				return nil, ErrLimit
-			}
-			return append(changes, gone...), nil
+			gone, err := m.belowLimit(ctx, live)
+			return append(changes, gone...), err
 		}
 		for _, other := range live[:len(live)-m.config.MaxSessions+1] {
 			changes = append(changes, other.removal())
@@ -132,12 +126,12 @@ func (m *Manager) listSealed(ctx context.Context, user string) ([]Info, error) {
 		}
 		info := Info{ID: e.id, User: user, Created: e.created, Expires: e.expires}
 		if m.config.Strict {
-			server, err := m.load(ctx, e.id)
-			switch {
-			case errors.Is(err, ErrNotFound), err == nil && isMarker(server):
-				continue
-			case err != nil:
+			server, ok, err := m.there(ctx, e.id)
+			if err != nil {
 				return nil, err
+			}
+			if !ok {
+				continue
 			}
 			info.Seen, info.Expires = server.Seen, server.Expires
 		}
@@ -156,8 +150,8 @@ func (m *Manager) revokeSealed(ctx context.Context, id driver.ID) error {
 		return nil
 	case err != nil:
 		return err
-	case id == UserID(server.User):
-		return &StoreError{Op: "delete", ID: id, Err: ErrUnsupported} // a user record is no session
+	case id == UserID(server.User), id == epochID:
+		return &StoreError{Op: "delete", ID: id, Err: ErrUnsupported} // no session
 	}
 	if server.User != "" {
 		if _, err := m.unlistSealed(ctx, server.User, func(e entry) bool { return e.id == id }); err != nil {
@@ -199,58 +193,40 @@ var epochID driver.ID = sha256.Sum256([]byte("\x00holdfast epoch v1"))
 const epochAge = 2 * 365 * 24 * time.Hour
 
 // RevokeAll ends all sessions of all users by force, at once here and within 5 seconds on every other server. It is for
-// sealed sessions; others are in their store, which can be emptied: ErrUnsupported.
+// sealed sessions; others are in their store, which can be emptied: ErrUnsupported. It goes by the clock of this server:
+// a session that was begun on one whose clock is ahead, by less than that ago, stays.
 func (m *Manager) RevokeAll(ctx context.Context) error {
 	if !m.sealed() || m.store == nil {
 		return fmt.Errorf("revoke all sessions: %w: it needs sealed sessions and a store for user records", ErrUnsupported)
 	}
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
-	defer m.listings.drop(epochID)
-	return m.swapEpoch(ctx, func(driver.Record) (time.Time, bool) { return now().Add(time.Millisecond), true })
-}
-
-// ensureEpoch makes the epoch if it is missing, so that who logs in at the time t is not refused, and keeps it from
-// expiring.
-func (m *Manager) ensureEpoch(ctx context.Context, t time.Time) error {
-	rec, err := m.load(ctx, epochID)
-	switch {
-	case err == nil && time.Until(rec.Expires) > epochAge/2:
-		return nil
-	case err != nil && !errors.Is(err, ErrNotFound):
-		return err
-	}
-	defer m.listings.drop(epochID)
-	return m.swapEpoch(ctx, func(rec driver.Record) (time.Time, bool) {
-		if rec.Revision != 0 {
-			return rec.Created, time.Until(rec.Expires) <= epochAge/2
-		}
-		return t, true
-	})
-}
-
-var errEpochStands = errors.New("epoch stands")
-
-// swapEpoch replaces the epoch by what next makes of it, unless that says no.
-func (m *Manager) swapEpoch(ctx context.Context, next func(driver.Record) (time.Time, bool)) error {
-	latest := func(int) (driver.Record, error) {
-		rec, err := m.load(ctx, epochID)
-		if errors.Is(err, ErrNotFound) {
-			return driver.Record{}, nil
-		}
-		return rec, err
-	}
-	_, err := m.swap(ctx, epochID, latest, func(rec driver.Record) (driver.Record, error) {
-		t, ok := next(rec)
-		if !ok {
-			return driver.Record{}, errEpochStands
-		}
-		return driver.Record{Created: t, Seen: now(), Expires: now().Add(epochAge), Revision: driver.NewRevision(rec.Revision)}, nil
-	})
-	if errors.Is(err, errEpochStands) {
-		return nil
-	}
+	// Never back, where another server's clock was ahead: that would undo its RevokeAll.
+	_, err := m.swapEpoch(ctx, func(rec driver.Record) time.Time { return latest(now(), rec.Created).Add(time.Millisecond) })
 	return err
+}
+
+// ensureEpoch returns the epoch. It makes the one that is missing to be the time t, when somebody logs in, and keeps it
+// from expiring.
+func (m *Manager) ensureEpoch(ctx context.Context, t time.Time) (time.Time, error) {
+	rec, err := m.load(ctx, epochID)
+	if errors.Is(err, ErrNotFound) || err == nil && time.Until(rec.Expires) <= epochAge/2 {
+		rec, err = m.swapEpoch(ctx, func(rec driver.Record) time.Time {
+			if rec.Revision != 0 {
+				return rec.Created
+			}
+			return t
+		})
+	}
+	return rec.Created, err
+}
+
+// swapEpoch replaces the epoch by the time that begin makes of it, and returns it.
+func (m *Manager) swapEpoch(ctx context.Context, begin func(driver.Record) time.Time) (driver.Record, error) {
+	defer m.listings.drop(epochID)
+	return m.swap(ctx, epochID, m.latestOr(ctx, epochID, driver.Record{}), func(rec driver.Record) (driver.Record, error) {
+		return driver.Record{Created: begin(rec), Seen: now(), Expires: now().Add(epochAge), Revision: driver.NewRevision(rec.Revision)}, nil
+	})
 }
 
 // epoch returns the moment before which all logged-in sessions have ended, as this server last learned it.

@@ -19,13 +19,12 @@ import (
 // A sealed session lives in its token, where a Sealer puts it; no server keeps it. What servers keep of it is little, and
 // in any store: the user record, which lists it while it is logged in, and a server record under its ID,
 //
-//	user     so that Revoke, which is given the ID alone, knows whose record lists it
-//	fields   strictField: with Config.Strict, 8 bytes that are the revision before this one
+//	user       so that Revoke, which is given the ID alone, knows whose record lists it
+//	revision   with Config.Strict: that of the latest token
+//	fields     strictField: with Config.Strict, 8 bytes that are the revision before that
 //
-// and, with Config.Spill, the fields that were too large, under an ID that the token has in spillField.
-//
-// whose revision is, with Config.Strict, that of the latest token. The rules of user.go hold here too, but that a session
-// is gone as soon as it is no longer listed: nothing else could end it.
+// and, with Config.Spill, the fields that were too large, under an ID that the token has in spillField. The rules of user.go
+// hold here too, but that a session is gone as soon as it is no longer listed: nothing else could end it.
 const (
 	strictField = "\x00before"
 	spillField  = "\x00spill"
@@ -168,7 +167,7 @@ func (m *Manager) stillValid(ctx context.Context, s *Session, id driver.ID, rec 
 	case isMarker(server):
 		return lost(markerKind(server))
 	case server.Revision == rec.Revision:
-		s.server = server
+		s.serverTag = server.Tag
 		return true, nil
 	}
 	before, _ := server.Fields.Get(strictField)
@@ -185,19 +184,19 @@ func (m *Manager) stillValid(ctx context.Context, s *Session, id driver.ID, rec 
 	return false, nil
 }
 
-// sealNext seals the state that follows the session's: with changes laid over it, seen now. The client gets the token.
+// sealNext seals the state that follows the session's: with changes laid over it, seen now. The client gets the token. It
+// fails with ErrEnded if another request has replaced or ended the token first.
 func (s *Session) sealNext(ctx context.Context, changes []driver.Change) error {
 	switch {
 	case s.foreign:
 		return fmt.Errorf("%w here: the client holds a session whose key this server does not know yet; only Login and Logout take its place", ErrUnsupported)
 	case s.readOnly:
-		s.lose(ctx, markerRenewed)
 		return &StoreError{Op: "save", ID: s.id, Err: ErrEnded}
 	}
 	base, id, starts := s.record, s.id, s.record.Revision == 0
 	if starts {
 		base.Created = now()
-		if _, err := s.m.random(id[:]); err != nil {
+		if err := s.m.random(id[:]); err != nil {
 			return err
 		}
 	}
@@ -211,17 +210,9 @@ func (s *Session) sealNext(ctx context.Context, changes []driver.Change) error {
 	}
 	if s.m.config.Strict {
 		server := serverRecord(rec, base.Revision)
-		server.Tag = s.server.Tag
-		err := s.m.save(ctx, id, server, base.Revision)
-		if errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {
-			s.lose(ctx, markerRenewed)
-			return &StoreError{Op: "save", ID: id, Err: ErrEnded}
-		}
-		if err != nil {
+		server.Tag = s.serverTag
+		if err := s.m.swapServer(ctx, id, server, base.Revision); err != nil {
 			return err
-		}
-		if s.server, err = s.m.load(ctx, id); err != nil && !errors.Is(err, ErrNotFound) {
-			s.server = driver.Record{} // its Tag only saves a round trip
 		}
 	}
 	s.token, s.id, s.record, s.pending, s.reseal = token, id, rec, nil, false
@@ -245,14 +236,13 @@ func (s *Session) commitSealed(ctx context.Context) error {
 	if len(s.pending) == 0 && !due {
 		return nil
 	}
-	wrote := len(s.pending) > 0
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
-	err := s.sealNext(ctx, s.pending)
-	if err != nil && !wrote {
-		return nil // another request has extended it, or will
+	if len(s.pending) == 0 {
+		_ = s.sealNext(ctx, nil) // counted there; another request has extended it, or will
+		return nil
 	}
-	return err
+	return s.create(ctx, s.pending)
 }
 
 // sealToken seals rec, and holds the token to what the client takes.
@@ -269,12 +259,11 @@ func (m *Manager) sealToken(binding string, id driver.ID, rec driver.Record) (st
 }
 
 // random fills b from the source of tokens.
-func (m *Manager) random(b []byte) (int, error) {
-	n, err := io.ReadFull(m.config.Rand, b)
-	if err != nil {
-		return n, fmt.Errorf("new session ID: the random source failed: %w", err)
+func (m *Manager) random(b []byte) error {
+	if _, err := io.ReadFull(m.config.Rand, b); err != nil {
+		return fmt.Errorf("new session ID: the random source failed: %w", err)
 	}
-	return n, nil
+	return nil
 }
 
 // serverRecord is what the servers keep of a sealed session.
@@ -282,6 +271,16 @@ func serverRecord(rec driver.Record, before uint64) driver.Record {
 	server := driver.Record{User: rec.User, Created: rec.Created, Seen: rec.Seen, Expires: rec.Expires, Revision: rec.Revision}
 	server.Fields = server.Fields.With(driver.Change{Name: strictField, Value: binary.BigEndian.AppendUint64(nil, before)})
 	return server
+}
+
+// swapServer replaces what the servers keep of a sealed session by compare-and-set: a token that another request has made
+// of the same one would be lost with its changes. It fails with ErrEnded if there is one, or the session has ended.
+func (m *Manager) swapServer(ctx context.Context, id driver.ID, server driver.Record, prev uint64) error {
+	err := m.save(ctx, id, server, prev)
+	if errors.Is(err, ErrConflict) {
+		return &StoreError{Op: "save", ID: id, Err: ErrEnded}
+	}
+	return err
 }
 
 // renewSealed is renew for sealed sessions, in the same order: the new server record is stored, the new ID listed and the
@@ -293,8 +292,16 @@ func (s *Session) renewSealed(ctx context.Context, r renewal) error {
 		return &StoreError{Op: "save", ID: old.id, Err: ErrEnded}
 	}
 	var id driver.ID
-	if _, err := m.random(id[:]); err != nil {
+	if err := m.random(id[:]); err != nil {
 		return err
+	}
+	if r.cause == "login" && m.store != nil {
+		// Whoever logs in after RevokeAll stays in, although this server's clock is behind that of the one it ran on.
+		begin, err := m.ensureEpoch(ctx, r.created)
+		if err != nil {
+			return err
+		}
+		r.created = latest(r.created, begin)
 	}
 	rec := driver.Record{User: r.user, Created: r.created}
 	if !r.dropFields {
@@ -312,16 +319,15 @@ func (s *Session) renewSealed(ctx context.Context, r renewal) error {
 	if err != nil {
 		return err
 	}
-	var server driver.Record
 	if m.store != nil {
-		if server, err = m.replaceSealed(ctx, r, old, s.server, id, rec); err != nil {
+		if err := m.replaceSealed(ctx, r, old, s.serverTag, id, rec); err != nil {
 			if errors.Is(err, ErrEnded) {
 				s.lose(ctx, markerRenewed)
 			}
 			return err
 		}
 	}
-	s.token, s.id, s.record, s.policy, s.pending, s.server = token, id, rec, r.policy, nil, server
+	s.token, s.id, s.record, s.policy, s.pending, s.serverTag = token, id, rec, r.policy, nil, 0
 	s.foreign, s.reseal = false, false
 	s.x.send, s.x.clear = true, false
 	if old.record.Revision == 0 {
@@ -331,15 +337,15 @@ func (s *Session) renewSealed(ctx context.Context, r renewal) error {
 	return nil
 }
 
-// replaceSealed stores and lists the session that follows old, and ends old. It returns the new server record.
-func (m *Manager) replaceSealed(ctx context.Context, r renewal, old stale, oldServer driver.Record, id driver.ID, rec driver.Record) (driver.Record, error) {
+// replaceSealed stores and lists the session that follows old, and ends old, whose server record has oldTag.
+func (m *Manager) replaceSealed(ctx context.Context, r renewal, old stale, oldTag uint64, id driver.ID, rec driver.Record) error {
 	server := serverRecord(rec, 0)
 	if !m.config.Strict { // it stays as it is
 		server.Expires = rec.Created.Add(r.policy.Lifetime + entryGrace)
 	}
 	if m.config.Strict || r.user != "" {
 		if err := m.save(ctx, id, server, 0); err != nil {
-			return driver.Record{}, err
+			return err
 		}
 	}
 	undo := func(err error) error {
@@ -352,25 +358,17 @@ func (m *Manager) replaceSealed(ctx context.Context, r renewal, old stale, oldSe
 		return err
 	}
 	if m.config.Strict && old.record.Revision != 0 {
-		// By compare-and-set: a token that another request has made of the old one meanwhile would be lost with its changes.
 		marker := newMarker(markerRenewed, old.record.Revision)
-		marker.Tag = oldServer.Tag
-		err := m.save(ctx, old.id, marker, old.record.Revision)
-		if errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound) {
-			err = &StoreError{Op: "save", ID: old.id, Err: ErrEnded}
-		}
-		if err != nil {
-			return driver.Record{}, undo(err)
+		marker.Tag = oldTag
+		if err := m.swapServer(ctx, old.id, marker, old.record.Revision); err != nil {
+			return undo(err)
 		}
 	}
 	if r.user != "" {
-		if err := m.ensureEpoch(ctx, r.created); err != nil {
-			return driver.Record{}, undo(err)
-		}
 		e := entry{id: id, created: r.created, expires: r.created.Add(r.policy.Lifetime)}
 		excess, err := m.enlistSealed(ctx, r.user, e, old.id)
 		if err != nil {
-			return driver.Record{}, undo(err)
+			return undo(err)
 		}
 		for _, id := range excess {
 			m.forget(ctx, id)
@@ -380,20 +378,14 @@ func (m *Manager) replaceSealed(ctx context.Context, r renewal, old stale, oldSe
 	if old.record.User != "" {
 		if old.record.User != r.user {
 			if err := m.leaveListing(ctx, old.record.User, old.id); err != nil {
-				return driver.Record{}, undo(err)
+				return undo(err)
 			}
 		}
 		if !m.config.Strict {
 			m.forget(ctx, old.id)
 		}
 	}
-	if !m.config.Strict {
-		return driver.Record{}, nil
-	}
-	if stored, err := m.load(ctx, id); err == nil {
-		return stored, nil
-	}
-	return server, nil
+	return nil
 }
 
 // forget removes the server record of a session that is no longer listed. What is left if it fails expires.
@@ -452,52 +444,47 @@ func (s *Session) spillToken(ctx context.Context, id driver.ID, rec driver.Recor
 	slices.SortFunc(fields, func(a, b driver.Change) int {
 		return cmp.Or(cmp.Compare(len(b.Value), len(a.Value)), strings.Compare(a.Name, b.Name))
 	})
-	next := spill{record: driver.Record{User: rec.User, Created: rec.Created, Seen: rec.Seen}}
-	next.record.Expires = rec.Expires
-	if _, err := m.random(next.id[:]); err != nil {
+	kept, next := s.spill, spill{record: driver.Record{User: rec.User, Created: rec.Created, Seen: rec.Seen, Expires: rec.Expires}}
+	if err := m.random(next.id[:]); err != nil {
 		return "", err
 	}
-	small := rec
-	small.Fields = rec.Fields.With(driver.Change{Name: spillField, Value: next.id[:]})
+	small, same := rec, false
 	for n, f := range fields {
 		small.Fields = small.Fields.With(driver.Change{Name: f.Name, Delete: true})
-		if n < len(fields)-1 && small.EncodedLen() > m.maxToken {
+		if n < len(fields)-1 && small.EncodedLen()+len(spillField)+len(next.id) > m.maxToken {
 			continue // a token is longer than what it holds, nearly always
 		}
-		if token, err = m.sealToken(binding, id, small); errors.Is(err, ErrTooLarge) {
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
 		next.record.Fields = driver.Fields{}.With(fields[:n+1]...)
-		break
+		same = kept.record.Revision != 0 && sameFields(kept.record.Fields, next.record.Fields)
+		ref := next.id
+		if same {
+			ref = kept.id
+		}
+		small.Fields = small.Fields.With(driver.Change{Name: spillField, Value: ref[:]})
+		if token, err = m.sealToken(binding, id, small); !errors.Is(err, ErrTooLarge) {
+			break
+		}
 	}
 	if err != nil {
 		return "", err
 	}
-	if kept := s.spill.record; kept.Revision != 0 && sameFields(kept.Fields, next.record.Fields) {
-		// Only the expiry moves. Another request that was first has moved it, too.
-		next.id = s.spill.id
-		if !kept.Expires.Before(next.record.Expires) {
-			next.record = kept
-		} else {
-			next.record.Created, next.record.Tag, next.record.Revision = kept.Created, kept.Tag, driver.NewRevision(kept.Revision)
-			next.record.User = kept.User
-			if err := m.save(ctx, next.id, next.record, kept.Revision); err != nil && !errors.Is(err, ErrConflict) {
-				return "", err
-			}
+	if same {
+		next = kept
+		if kept.record.Expires.Before(rec.Expires) {
+			next.record.Seen, next.record.Expires = rec.Seen, rec.Expires
+			next.record.Revision = driver.NewRevision(kept.record.Revision)
+			err = m.save(ctx, next.id, next.record, kept.record.Revision)
 		}
-		small.Fields = small.Fields.With(driver.Change{Name: spillField, Value: next.id[:]})
-		if token, err = m.sealToken(binding, id, small); err != nil {
-			return "", err
+		if errors.Is(err, ErrConflict) { // another request that was first has extended it, too
+			err = nil
 		}
 	} else {
 		next.record.Revision = driver.NewRevision(0)
-		if err := m.save(ctx, next.id, next.record, 0); err != nil {
-			return "", err
-		}
+		err = m.save(ctx, next.id, next.record, 0)
 		m.counters.spills.Add(1)
+	}
+	if err != nil {
+		return "", err
 	}
 	s.spill = next
 	return token, nil
@@ -518,22 +505,36 @@ func sameFields(a, b driver.Fields) bool {
 // logoutSealed ends the session: by its user's record, and by its server record.
 func (s *Session) logoutSealed(ctx context.Context) error {
 	m := s.m
-	if m.store == nil || s.record.Revision == 0 {
+	if m.store == nil {
 		return nil
-	}
-	if s.spill.record.Revision != 0 {
-		m.forget(ctx, s.spill.id)
 	}
 	if s.record.User != "" {
 		if err := m.leaveListing(ctx, s.record.User, s.id); err != nil {
 			return err
 		}
 	}
-	if m.config.Strict {
-		return m.delete(ctx, s.id)
-	}
-	if s.record.User != "" {
+	switch {
+	case m.config.Strict:
+		if err := m.endServer(ctx, s.id, s.record.Revision, s.serverTag); err != nil {
+			return err
+		}
+	case s.record.User != "":
 		m.forget(ctx, s.id)
 	}
+	if s.spill.record.Revision != 0 { // last: until here the session may live on
+		m.forget(ctx, s.spill.id)
+	}
 	return nil
+}
+
+// endServer puts a marker in the place of what the servers keep of a session, so that a request under way neither sets nor
+// clears a cookie. If another request has made another token meanwhile, that ends too.
+func (m *Manager) endServer(ctx context.Context, id driver.ID, prev, tag uint64) error {
+	marker := newMarker(markerEnded, prev)
+	marker.Tag = tag
+	err := m.save(ctx, id, marker, prev)
+	if errors.Is(err, ErrConflict) {
+		return m.delete(ctx, id)
+	}
+	return err
 }

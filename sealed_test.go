@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -401,24 +402,14 @@ func TestSealedTimeouts(t *testing.T) {
 	})
 }
 
-// failing is a store that can be down.
-type failing struct {
-	driver.Store
-	down *atomic.Bool
-}
-
-func (f failing) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
-	if f.down.Load() {
-		return driver.Record{}, driver.ErrUnavailable
+// refusing returns what has a tapped store refuse calls of these kinds while down is set.
+func refusing(down *atomic.Bool, ops ...string) func(context.Context, storeCall) error {
+	return func(_ context.Context, c storeCall) error {
+		if down.Load() && slices.Contains(ops, c.op) {
+			return driver.ErrUnavailable
+		}
+		return nil
 	}
-	return f.Store.Load(ctx, id)
-}
-
-func (f failing) Save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {
-	if f.down.Load() {
-		return driver.ErrUnavailable
-	}
-	return f.Store.Save(ctx, id, rec, prev)
 }
 
 func TestSealedUsersDown(t *testing.T) {
@@ -426,7 +417,7 @@ func TestSealedUsersDown(t *testing.T) {
 		t.Run(fmt.Sprintf("open=%v", open), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var down atomic.Bool
-				m := mustSealed(t, newFakeSealer(), failing{mustMemory(t), &down}, holdfast.Config{FailOpen: open})
+				m := mustSealed(t, newFakeSealer(), tapped{mustMemory(t), refusing(&down, "load", "save")}, holdfast.Config{FailOpen: open})
 				v := newVisitor(t, m)
 				v.login("ada")
 				if v.user() != "ada" { // the user record is remembered from here on

@@ -33,11 +33,11 @@ type Session struct {
 	pending []driver.Change // not stored yet, at most one of a name, values not encrypted
 
 	// Of sealed sessions only.
-	foreign  bool          // the client has a token that another server may know
-	reseal   bool          // the token was made with a key that is no longer the active one
-	readOnly bool          // the token has been replaced a moment ago; see Config.Strict
-	server   driver.Record // with Config.Strict: what the servers keep of the session
-	spill    spill
+	foreign   bool   // the client has a token that another server may know
+	reseal    bool   // the token was made with a key that is no longer the active one
+	readOnly  bool   // the token has been replaced a moment ago; see Config.Strict
+	serverTag uint64 // with Config.Strict: the Tag of what the servers keep of the session, as it was loaded
+	spill     spill
 
 	vary, private [1]string // room for two header lines, which are in the response of nearly every request
 }
@@ -313,7 +313,11 @@ func (s *Session) lose(ctx context.Context, kind string) {
 // create stores a new session with changes, or seals any, and has its token sent.
 func (s *Session) create(ctx context.Context, changes []driver.Change) error {
 	if s.m.sealed() {
-		return s.sealNext(ctx, changes)
+		err := s.sealNext(ctx, changes)
+		if errors.Is(err, ErrEnded) {
+			s.lose(ctx, markerRenewed)
+		}
+		return err
 	}
 	if s.token == "" {
 		if err := s.mint(); err != nil {
@@ -597,12 +601,14 @@ func (s *Session) Logout(ctx context.Context) error {
 	}
 	ctx, cancel := s.m.bound(ctx)
 	defer cancel()
-	end := func(ctx context.Context, old stale) error { return s.m.end(ctx, old) }
-	if s.m.sealed() {
-		end = func(ctx context.Context, _ stale) error { return s.logoutSealed(ctx) }
-	}
 	if old := s.detached(); old.record.Revision != 0 {
-		if err := end(ctx, old); err != nil {
+		var err error
+		if s.m.sealed() {
+			err = s.logoutSealed(ctx)
+		} else {
+			err = s.m.end(ctx, old)
+		}
+		if err != nil {
 			if errors.Is(err, ErrEnded) {
 				s.lose(ctx, markerRenewed)
 			}
@@ -611,7 +617,7 @@ func (s *Session) Logout(ctx context.Context) error {
 		s.m.emit(ctx, &s.m.counters.ended, Event{Kind: EventEnded, Cause: "logout", ID: old.id, User: old.record.User})
 	}
 	s.token, s.id, s.record, s.pending, s.policy = "", driver.ID{}, driver.Record{}, nil, s.m.complete(policy{})
-	s.foreign, s.reseal, s.server, s.spill = false, false, driver.Record{}, spill{}
+	s.foreign, s.reseal, s.serverTag, s.spill = false, false, 0, spill{}
 	if s.x != nil {
 		s.x.send, s.x.clear = false, true
 	}

@@ -89,14 +89,7 @@ func entries(rec driver.Record) ([]entry, error) {
 // swapUser replaces a user record by itself with changes laid over it, as apply makes them from what it lists.
 func (m *Manager) swapUser(ctx context.Context, user string, apply func([]entry) ([]driver.Change, error)) error {
 	id := UserID(user)
-	latest := func(int) (driver.Record, error) {
-		rec, err := m.load(ctx, id)
-		if errors.Is(err, ErrNotFound) {
-			return driver.Record{User: user, Created: now()}, nil
-		}
-		return rec, err
-	}
-	_, err := m.swap(ctx, id, latest, func(rec driver.Record) (driver.Record, error) {
+	_, err := m.swap(ctx, id, m.latestOr(ctx, id, driver.Record{User: user, Created: now()}), func(rec driver.Record) (driver.Record, error) {
 		list, err := entries(rec)
 		if err != nil {
 			return driver.Record{}, &StoreError{Op: "load", ID: id, Err: err}
@@ -169,14 +162,8 @@ func (m *Manager) enlist(ctx context.Context, r renewal, e entry, old stale) (ex
 			return changes, nil
 		}
 		if m.config.RefuseAtLimit {
-			gone, err := m.absent(ctx, live)
-			if err != nil {
-				return nil, err
-			}
-			if len(live)-len(gone) >= m.config.MaxSessions {
-				return nil, ErrLimit
-			}
-			return append(changes, gone...), nil
+			gone, err := m.belowLimit(ctx, live)
+			return append(changes, gone...), err
 		}
 		for _, other := range live[:len(live)-m.config.MaxSessions+1] {
 			other.ending = true
@@ -210,19 +197,37 @@ func (m *Manager) enlistByMerge(ctx context.Context, user string, e entry) (bool
 	return err == nil, err
 }
 
-// absent returns the removals of those entries whose sessions are gone.
-func (m *Manager) absent(ctx context.Context, list []entry) ([]driver.Change, error) {
+// belowLimit returns the removals of those entries whose sessions are gone, or ErrLimit if the others are as many as are
+// allowed.
+func (m *Manager) belowLimit(ctx context.Context, live []entry) ([]driver.Change, error) {
 	var gone []driver.Change
-	for _, e := range list {
-		rec, _, err := m.loadSession(ctx, e.id)
-		switch {
-		case errors.Is(err, ErrNotFound), err == nil && isMarker(rec):
-			gone = append(gone, e.removal())
-		case err != nil:
+	for _, e := range live {
+		_, ok, err := m.there(ctx, e.id)
+		if err != nil {
 			return nil, err
 		}
+		if !ok {
+			gone = append(gone, e.removal())
+		}
+	}
+	if len(live)-len(gone) >= m.config.MaxSessions {
+		return nil, ErrLimit
 	}
 	return gone, nil
+}
+
+// there returns the record of a session that a user record lists, of a sealed one what the servers keep, and whether the
+// session is still there.
+func (m *Manager) there(ctx context.Context, id driver.ID) (rec driver.Record, ok bool, err error) {
+	if m.sealed() {
+		rec, err = m.load(ctx, id) // how long its login lets it live is in the token; it expires accordingly
+	} else {
+		rec, _, err = m.loadSession(ctx, id)
+	}
+	if errors.Is(err, ErrNotFound) || err == nil && isMarker(rec) {
+		return driver.Record{}, false, nil
+	}
+	return rec, err == nil, err
 }
 
 // endListed ends a session that its user's record lists, and reports whether it lived. A marker stays, so that slow
@@ -344,12 +349,12 @@ func (m *Manager) List(ctx context.Context, user string) ([]Info, error) {
 	}
 	var infos []Info
 	for _, e := range list {
-		rec, _, err := m.loadSession(ctx, e.id)
-		switch {
-		case errors.Is(err, ErrNotFound), err == nil && isMarker(rec):
-			continue
-		case err != nil:
+		rec, ok, err := m.there(ctx, e.id)
+		if err != nil {
 			return nil, err
+		}
+		if !ok {
+			continue
 		}
 		infos = append(infos, Info{ID: e.id, User: rec.User, Created: rec.Created, Seen: rec.Seen, Expires: rec.Expires})
 	}

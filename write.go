@@ -188,6 +188,17 @@ func (m *Manager) update(ctx context.Context, id driver.ID, base driver.Record, 
 	return m.swap(ctx, id, latest, apply)
 }
 
+// latestOr returns a function for swap, which loads the record under id, or returns fresh if there is none.
+func (m *Manager) latestOr(ctx context.Context, id driver.ID, fresh driver.Record) func(try int) (driver.Record, error) {
+	return func(int) (driver.Record, error) {
+		rec, err := m.load(ctx, id)
+		if errors.Is(err, ErrNotFound) {
+			return fresh, nil
+		}
+		return rec, err
+	}
+}
+
 // swap replaces the latest record under id by what apply makes of it, and returns that. Both functions run again
 // whenever another writer was first, until ctx ends; their errors end it.
 //
