@@ -163,6 +163,20 @@ const (
 	maxCookie = 4096
 )
 
+// chunkName is the name of the cookie that carries part k of a token, where name is that of the whole.
+func chunkName(name string, k int) string {
+	if k == 0 {
+		return name
+	}
+	return name + "." + strconv.Itoa(k)
+}
+
+// chunks returns the values of the request's cookies that carry part k.
+func (x *exchange) chunks(room []string, name string, k int) []string {
+	values, _ := cookieValues(room[:0], x.r.Header["Cookie"], chunkName(name, k)) // findToken refused a header too large
+	return values
+}
+
 // splitToken returns the values of the cookies that a token is sent in, the first under the name itself.
 func splitToken(name, token string) []string {
 	if len(name)+len(token) <= maxCookie {
@@ -197,8 +211,8 @@ func (x *exchange) joinChunks(name, first string) string {
 	parts[0] = first[head:]
 	for k := 1; k < int(first[1]-'0'); k++ {
 		var room [2]string
-		values, err := cookieValues(room[:0], x.r.Header["Cookie"], name+"."+strconv.Itoa(k))
-		if err != nil || len(values) == 0 {
+		values := x.chunks(room[:], name, k)
+		if len(values) == 0 {
 			return incomplete()
 		}
 		part := x.only(values)
@@ -224,9 +238,9 @@ func (m *Manager) mostChunks(name string) int {
 func (x *exchange) dropChunks(c sentCookie, k, unseen int) {
 	name := c.Name
 	for ; k <= maxChunks; k++ {
-		c.Name = name + "." + strconv.Itoa(k)
+		c.Name = chunkName(name, k)
 		var room [1]string
-		if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], c.Name); len(values) > 0 || k < unseen {
+		if k < unseen || len(x.chunks(room[:], name, k)) > 0 {
 			x.Header().Add("Set-Cookie", c.header("", -1))
 		}
 	}
@@ -235,25 +249,27 @@ func (x *exchange) dropChunks(c sentCookie, k, unseen int) {
 // binding is what a sealed token of the request is bound to: what carries it, and for which tenant.
 func (x *exchange) binding() string {
 	m := x.m
-	tenant := m.config.Cookie.Tenant
-	name := ""
-	switch {
-	case x.carrier == carrierHeader || x.carrier == carrierBearer || m.config.DisableCookie:
-		if m.config.CookieFor != nil {
-			tenant = m.config.CookieFor(x.r).Tenant
-		}
-		name = "\x00header"
-	case m.config.CookieFor != nil:
+	if x.carrier != carrierHeader && x.carrier != carrierBearer && !m.config.DisableCookie {
 		c, _ := m.cookie(x.r) // findToken refused what is not valid
-		name, tenant = c.Name, c.Tenant
-	default:
-		c, _ := m.cookie(x.r) // valid
-		name = c.Name
+		return Binding(c.Name, c.Tenant)
+	}
+	tenant := m.config.Cookie.Tenant
+	if m.config.CookieFor != nil {
+		tenant = m.config.CookieFor(x.r).Tenant
+	}
+	return Binding("", tenant)
+}
+
+// Binding returns what a sealed token is bound to, besides the settings of its Sealer: the name of the cookie that it is
+// in, as it is sent, or "" if it is in a header, and the tenant, as Cookie.Tenant has it. It is for tools that explain tokens.
+func Binding(cookie, tenant string) string {
+	if cookie == "" {
+		cookie = "\x00header" // which is no cookie's name
 	}
 	if tenant == "" {
-		return name
+		return cookie
 	}
-	return name + "\x00" + tenant
+	return cookie + "\x00" + tenant
 }
 
 // sentCookie is a Cookie with its prefix in Name.
@@ -365,10 +381,10 @@ func (x *exchange) completeHeader(s *Session) {
 	if x.duplicate && x.carrier == carrierCookie {
 		x.expireVariants(c)
 		for k := 1; m.sealed() && k <= maxChunks; k++ {
-			chunk := c
-			chunk.Name += "." + strconv.Itoa(k)
 			var room [2]string
-			if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], chunk.Name); len(values) > 1 {
+			if len(x.chunks(room[:], c.Name, k)) > 1 {
+				chunk := c
+				chunk.Name = chunkName(c.Name, k)
 				x.expireVariants(chunk)
 			}
 		}
@@ -388,9 +404,7 @@ func (x *exchange) completeHeader(s *Session) {
 		parts := splitToken(c.Name, s.token)
 		for k, part := range parts {
 			chunk := c
-			if k > 0 {
-				chunk.Name += "." + strconv.Itoa(k)
-			}
+			chunk.Name = chunkName(c.Name, k)
 			h.Add("Set-Cookie", chunk.header(part, maxAge))
 		}
 		x.dropChunks(c, len(parts), 0)

@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	sessions "github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/keyring"
 	"github.com/holdfast-sessions/holdfast/sealed"
 	"github.com/holdfast-sessions/holdfast/sealed/cookie"
@@ -48,14 +49,10 @@ Examples:
 
 // binding is what the Manager binds a token to.
 func (c inspectCmd) binding() string {
-	name := c.Name
 	if c.Header {
-		name = "\x00header"
+		return sessions.Binding("", c.Tenant)
 	}
-	if c.Tenant == "" {
-		return name
-	}
-	return name + "\x00" + c.Tenant
+	return sessions.Binding(c.Name, c.Tenant)
 }
 
 func (c inspectCmd) Run(ctx context.Context) error {

@@ -17,9 +17,7 @@ func Append(dst, b []byte) []byte { return base64.RawURLEncoding.AppendEncode(ds
 
 // Decode returns what s is the encoding of, and whether it is the only encoding of that.
 func Decode(s string) ([]byte, bool) {
-	b := make([]byte, strict.DecodedLen(len(s)))
-	n, err := strict.Decode(b, []byte(s))
-	return b, err == nil && n == len(b)
+	return DecodeAppend(nil, []byte(s))
 }
 
 // DecodeAppend appends to dst what text is the encoding of, and says whether it is the only encoding of that.
