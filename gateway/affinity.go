@@ -13,6 +13,24 @@ import (
 	"strings"
 )
 
+// affinity is how clients are assigned to the upstreams of a table.
+type affinity interface {
+	// prefer returns the upstream that the client of r is to go to, of those that ok accepts, or nil if any other will
+	// do as well. It is asked once for each attempt, and then ok accepts fewer.
+	prefer(r *http.Request, ok func(*upstream) bool) *upstream
+	// answered sees the header of u's answer to r before the client does. It may bind the client to u.
+	answered(r *http.Request, u *upstream, res *http.Response)
+	// strip removes what only the gateway is to see from the header that goes to an upstream.
+	strip(h http.Header)
+}
+
+// noAffinity has no preference.
+type noAffinity struct{}
+
+func (noAffinity) prefer(*http.Request, func(*upstream) bool) *upstream { return nil }
+func (noAffinity) answered(*http.Request, *upstream, *http.Response)    {}
+func (noAffinity) strip(http.Header)                                    {}
+
 // cookieAffinity keeps a client on an upstream by a cookie. Its value is the unpadded base64url of the first 16
 // bytes of HMAC-SHA256(key, "holdfast affinity v1\x00" + upstream ID): it names an upstream without telling which
 // or how many there are, and nobody without the key can make one. Every gateway with the key knows it, without a
@@ -52,6 +70,20 @@ func (a *cookieAffinity) home(r *http.Request) *upstream {
 		}
 	}
 	return nil
+}
+
+func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool) *upstream {
+	if u := a.home(r); u != nil && ok(u) {
+		return u
+	}
+	return nil
+}
+
+func (a *cookieAffinity) answered(r *http.Request, u *upstream, res *http.Response) {
+	// A cache in front would add what a 304 carries to the page it keeps for everybody.
+	if res.StatusCode != http.StatusNotModified && a.home(r) != u {
+		a.bind(r, u, res.Header)
+	}
 }
 
 // bind tells the client of r that u is its upstream from now on. The answer becomes one that no cache keeps: a

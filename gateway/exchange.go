@@ -32,7 +32,7 @@ type exchange struct {
 	cancel   context.CancelFunc
 	unwatch  func() bool // undoes server.watch, or nil
 	began    time.Time
-	home     *upstream // that the client belongs to, or nil
+	table    *table    // of when the request came
 	served   *upstream // that answered
 	body     *replay   // of the request, or nil
 	duplex   bool      // the answer begins while the client is still sending, over HTTP/1
@@ -79,14 +79,14 @@ func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{})
 
 // forwarder is the transport of the ReverseProxy. It picks an upstream, and goes on to others while that does no
 // harm.
-type forwarder struct{ pool *pool }
+type forwarder struct{}
 
-func (f *forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
+func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 	x := exchangeOf(req.Context())
 	body := newReplay(req)
 	x.body = body
 	var tried []*upstream
-	u := f.pool.pick(x.home, nil)
+	u := x.table.pick(x.in, nil)
 	for repeats := 0; ; {
 		res, err := x.send(u, req, body)
 		if err == nil {
@@ -104,7 +104,7 @@ func (f *forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		u.failures.Add(1)
 		unconnected := a.conn == nil
 		if unconnected {
-			u.refused(f.pool.now(), err)
+			u.refused(x.table.clock.now(), err)
 		}
 		err = fmt.Errorf("upstream %s: %w", u.id, err)
 		if a.mayHaveArrived() && !idempotent(req.Method) || !body.rewindable() {
@@ -121,7 +121,7 @@ func (f *forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 			u.transport.CloseIdleConnections()
 		} else {
 			tried = append(tried, u)
-			next = f.pool.pick(x.home, tried)
+			next = x.table.pick(x.in, tried)
 		}
 		switch {
 		case next == nil && unconnected:

@@ -33,10 +33,9 @@ import (
 
 // Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
 type Gateway struct {
-	config   Config
-	pool     *pool
-	affinity *cookieAffinity // nil: none
-	proxy    *httputil.ReverseProxy
+	config Config
+	table  atomic.Pointer[table]
+	proxy  *httputil.ReverseProxy
 
 	requests, unavailable, failed, rejected atomic.Uint64
 }
@@ -48,23 +47,25 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
-	g := &Gateway{config: c, pool: &pool{start: time.Now()}}
+	g := &Gateway{config: c}
+	t := &table{turns: new(atomic.Uint64), clock: clock{time.Now()}, affinity: noAffinity{}}
 	for _, u := range c.Upstreams {
 		parsed, err := u.parse()
 		if err != nil {
 			return nil, err
 		}
-		g.pool.upstreams = append(g.pool.upstreams, &upstream{
+		t.upstreams = append(t.upstreams, &upstream{
 			id: u.id(parsed), url: parsed, transport: newTransport(c), logger: c.Logger,
 		})
 	}
 	if c.Affinity == AffinityCookie {
-		g.affinity = newCookieAffinity(c.Cookie, c.Key, g.pool.upstreams)
+		t.affinity = newCookieAffinity(c.Cookie, c.Key, t.upstreams)
 	}
+	g.table.Store(t)
 	g.config.Key = nil // not needed any more
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
-		Transport:      &forwarder{pool: g.pool},
+		Transport:      forwarder{},
 		ModifyResponse: g.answer,
 		ErrorHandler:   g.fail,
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug), // broken off copies
@@ -102,7 +103,7 @@ func newTransport(c Config) *http.Transport {
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
-	x := &exchange{in: r, writer: w, began: time.Now()}
+	x := &exchange{in: r, writer: w, began: time.Now(), table: g.table.Load()}
 	defer g.over(x)
 	if status, why := refuse(r); status != 0 {
 		g.rejected.Add(1)
@@ -110,9 +111,6 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuseReferrer(w.Header())
 		http.Error(w, why, status)
 		return
-	}
-	if g.affinity != nil {
-		x.home = g.affinity.home(r)
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -156,10 +154,7 @@ func (g *Gateway) answer(res *http.Response) error {
 		// By default http.Server takes up to 256 KiB of the body away before it writes a header.
 		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
 	}
-	// A cache in front would add what a 304 carries to the page it keeps for everybody.
-	if g.affinity != nil && x.home != x.served && res.StatusCode != http.StatusNotModified {
-		g.affinity.bind(x.in, x.served, res.Header)
-	}
+	x.table.affinity.answered(x.in, x.served, res)
 	if s := serverOf(ctx); s != nil {
 		s.watch(x, res)
 	}
@@ -251,8 +246,9 @@ type UpstreamStats struct {
 
 // Upstreams returns the state of every upstream, in the order of the configuration.
 func (g *Gateway) Upstreams() []UpstreamStats {
-	all := make([]UpstreamStats, len(g.pool.upstreams))
-	for i, u := range g.pool.upstreams {
+	upstreams := g.table.Load().upstreams
+	all := make([]UpstreamStats, len(upstreams))
+	for i, u := range upstreams {
 		all[i] = UpstreamStats{
 			ID: u.id, URL: u.url.String(), Up: u.down.Load() == 0,
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
@@ -280,7 +276,7 @@ func (g *Gateway) Stats() Stats {
 // Close closes idle connections to upstreams. Run does so at its end; only who serves the Gateway in another way
 // needs it. Requests in flight go on.
 func (g *Gateway) Close() error {
-	for _, u := range g.pool.upstreams {
+	for _, u := range g.table.Load().upstreams {
 		u.transport.CloseIdleConnections()
 	}
 	return nil

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -67,58 +66,4 @@ func (u *upstream) answered() {
 		u.fails.Store(0)
 		u.logger.Info("upstream up", "upstream", u.id)
 	}
-}
-
-// pool is the set of upstreams; it does not change.
-type pool struct {
-	upstreams []*upstream
-	start     time.Time // of its clock, which is not moved by changes of the wall clock
-	next      atomic.Uint64
-}
-
-func (p *pool) now() time.Duration { return time.Since(p.start) }
-
-// pick returns the upstream to try next: home if it is up, else the upstreams that are up in turn, and when
-// none is left those that are down. It returns nil when all have been tried.
-func (p *pool) pick(home *upstream, tried []*upstream) *upstream {
-	now := p.now()
-	if home != nil && !slices.Contains(tried, home) && home.claim(now) {
-		return home
-	}
-	turn := p.next.Add(1) - 1
-	for {
-		u := p.nth(turn, func(u *upstream) bool { return u.ready(now) && !slices.Contains(tried, u) })
-		if u == nil {
-			return p.nth(turn, func(u *upstream) bool { return !slices.Contains(tried, u) })
-		}
-		if u.claim(now) {
-			return u
-		}
-	}
-}
-
-// nth returns one of the upstreams that ok accepts, each equally often over successive turns.
-func (p *pool) nth(turn uint64, ok func(*upstream) bool) *upstream {
-	n := uint64(0)
-	for _, u := range p.upstreams {
-		if ok(u) {
-			n++
-		}
-	}
-	if n == 0 {
-		return nil
-	}
-	skip := turn % n
-	var last *upstream
-	for _, u := range p.upstreams {
-		if !ok(u) {
-			continue
-		}
-		last = u
-		if skip == 0 {
-			break
-		}
-		skip--
-	}
-	return last
 }
