@@ -16,13 +16,17 @@ type process struct {
 	err    error         // what Wait said, set before exited is closed
 }
 
-// startProcess starts a program whose output is appended to logFile, as a user of the system unless that is "".
-func startProcess(path string, args []string, dir, logFile, user string) (*process, error) {
+// startProcess starts a program, with env added to the environment, whose output is appended to logFile, as a user of the
+// system unless that is "".
+func startProcess(path string, args, env []string, dir, logFile, user string) (*process, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	p := &process{cmd: exec.Command(path, args...), exited: make(chan struct{})}
+	if env != nil {
+		p.cmd.Env = append(os.Environ(), env...)
+	}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, log, log
 	endWithParent(p.cmd)
 	if err := runAs(p.cmd, user, dir); err != nil {

@@ -16,6 +16,15 @@ func TestServers(t *testing.T) {
 		"memcached": func(t testing.TB) *testserver.Server { return testserver.Memcached(t) },
 		"mariadb":   func(t testing.TB) *testserver.Server { return testserver.MariaDB(t) },
 		"postgres":  func(t testing.TB) *testserver.Server { return testserver.Postgres(t) },
+		"nginx": func(t testing.TB) *testserver.Server {
+			return testserver.Nginx(t, testserver.NginxOptions{Server: []string{"location / { return 200 ok; }"}})
+		},
+		"haproxy": func(t testing.TB) *testserver.Server {
+			return testserver.HAProxy(t, testserver.HAProxyOptions{Frontend: []string{"http-request return status 200"}})
+		},
+		"tomcat": func(t testing.TB) *testserver.Server {
+			return testserver.Tomcat(t, testserver.TomcatOptions{Route: "a", Pages: map[string]string{"index.jsp": "<%= session.getId() %>"}})
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			srv := start(t)
@@ -24,7 +33,7 @@ func TestServers(t *testing.T) {
 			if err == nil { // by the kernel
 				defer conn.Close()
 				_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
-				_, _ = conn.Write([]byte("version\r\n"))
+				_, _ = conn.Write([]byte("version\r\n\r\n"))
 				if n, err := conn.Read(make([]byte, 1)); n > 0 || !os.IsTimeout(err) {
 					t.Errorf("frozen server: %d bytes, %v, want a timeout", n, err)
 				}

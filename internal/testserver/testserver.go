@@ -57,6 +57,8 @@ type spec struct {
 	prepare func(s *Server) error
 	// args writes the configuration to s.Dir and returns the command line. It is called before every start.
 	args func(s *Server) []string
+	// env returns what is added to the environment. It may be nil.
+	env func(s *Server) []string
 	// ready returns nil once the server answers.
 	ready func(ctx context.Context, s *Server) error
 }
@@ -151,7 +153,11 @@ func (s *Server) mustWrite(name, content string) string {
 
 // run starts the process and waits until the server answers.
 func (s *Server) run() error {
-	proc, err := startProcess(s.path, s.spec.args(s), s.Dir, s.logFile(), s.spec.user)
+	var env []string
+	if s.spec.env != nil {
+		env = s.spec.env(s)
+	}
+	proc, err := startProcess(s.path, s.spec.args(s), env, s.Dir, s.logFile(), s.spec.user)
 	if err != nil {
 		return err
 	}
