@@ -84,7 +84,7 @@ func numericDate(seconds int64) *gojwt.NumericDate {
 // appendClaims appends the claims of a token that is made now. Nothing of it is left to encoding/json but texts, so that values keep their
 // bytes.
 func (s *Sealer) appendClaims(b []byte, key *signer, binding string, id driver.ID, rec driver.Record, now time.Time) []byte {
-	created, seen, expires := millis(rec.Created), millis(rec.Seen), millis(rec.Expires)
+	created, seen, expires := driver.Millis(rec.Created), driver.Millis(rec.Seen), driver.Millis(rec.Expires)
 	number := func(name string, n int64) { b = strconv.AppendInt(append(b, name...), n, 10) }
 	text := func(name, text string) { b = append(append(b, name...), text...) }
 
@@ -250,9 +250,9 @@ func (s *Sealer) record(c *claims, key *signer, binding string) (driver.Record, 
 	}
 	rec := driver.Record{
 		User:     c.subject,
-		Created:  fromMillis(c.state.Created),
-		Seen:     fromMillis(c.state.Seen),
-		Expires:  fromMillis(c.state.Expires),
+		Created:  driver.FromMillis(c.state.Created),
+		Seen:     driver.FromMillis(c.state.Seen),
+		Expires:  driver.FromMillis(c.state.Expires),
 		Revision: revision,
 	}
 	if c.state.User != "" {
@@ -404,18 +404,4 @@ func seconds(ms int64) int64 {
 		s--
 	}
 	return s
-}
-
-func millis(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
-}
-
-func fromMillis(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(ms)
 }
