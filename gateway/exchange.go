@@ -86,7 +86,7 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := newReplay(req)
 	x.body = body
 	var tried []*upstream
-	u := x.table.pick(x.in, nil)
+	u := x.table.pick(x.in, nil, nil)
 	for repeats := 0; ; {
 		res, err := x.send(u, req, body)
 		if err == nil {
@@ -121,7 +121,7 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 			u.transport.CloseIdleConnections()
 		} else {
 			tried = append(tried, u)
-			next = x.table.pick(x.in, tried)
+			next = x.table.pick(x.in, tried, nil)
 		}
 		switch {
 		case next == nil && unconnected:

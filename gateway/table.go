@@ -23,10 +23,10 @@ func (c clock) now() time.Duration { return time.Since(c.start) }
 
 // pick returns the upstream that r is to be sent to next, or nil when all have been tried: the one of the client's
 // affinity if it is up, else the upstreams that are up in turn, and when none is left those that are down.
-func (t *table) pick(r *http.Request, tried []*upstream) *upstream {
+func (t *table) pick(r *http.Request, tried []*upstream, say *steps) *upstream {
 	now := t.clock.now()
 	untried := func(u *upstream) bool { return !slices.Contains(tried, u) }
-	home := t.affinity.prefer(r, func(u *upstream) bool { return untried(u) && u.ready(now) })
+	home := t.affinity.prefer(r, func(u *upstream) bool { return untried(u) && u.ready(now) }, say)
 	if home != nil && home.claim(now) {
 		return home
 	}
