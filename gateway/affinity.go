@@ -16,8 +16,8 @@ import (
 // affinity is how clients are assigned to the upstreams of a table.
 type affinity interface {
 	// prefer returns the upstream that the client of r is to go to, of those that ok accepts, or nil if any other will
-	// do as well. It is asked once for each attempt, and then ok accepts fewer.
-	prefer(r *http.Request, ok func(*upstream) bool) *upstream
+	// do as well. It is asked once for each attempt, and then ok accepts fewer. It says why to say, which may be nil.
+	prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream
 	// answered sees the header of u's answer to r before the client does. It may bind the client to u.
 	answered(r *http.Request, u *upstream, res *http.Response)
 	// strip removes what only the gateway is to see from the header that goes to an upstream.
@@ -27,9 +27,9 @@ type affinity interface {
 // noAffinity has no preference.
 type noAffinity struct{}
 
-func (noAffinity) prefer(*http.Request, func(*upstream) bool) *upstream { return nil }
-func (noAffinity) answered(*http.Request, *upstream, *http.Response)    {}
-func (noAffinity) strip(http.Header)                                    {}
+func (noAffinity) prefer(*http.Request, func(*upstream) bool, *steps) *upstream { return nil }
+func (noAffinity) answered(*http.Request, *upstream, *http.Response)            {}
+func (noAffinity) strip(http.Header)                                            {}
 
 // cookieAffinity keeps a client on an upstream by a cookie. Its value is the unpadded base64url of the first 16
 // bytes of HMAC-SHA256(key, "holdfast affinity v1\x00" + upstream ID): it names an upstream without telling which
@@ -72,8 +72,21 @@ func (a *cookieAffinity) home(r *http.Request) *upstream {
 	return nil
 }
 
-func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool) *upstream {
-	if u := a.home(r); u != nil && ok(u) {
+func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream {
+	u := a.home(r)
+	switch {
+	case u == nil:
+		if say != nil {
+			say.add("no affinity cookie of this gateway's key: the client belongs to no upstream yet")
+		}
+	case !ok(u):
+		if say != nil {
+			say.add("the affinity cookie names upstream %s, which takes no requests of this client now", u.id)
+		}
+	default:
+		if say != nil {
+			say.add("the affinity cookie names upstream %s", u.id)
+		}
 		return u
 	}
 	return nil

@@ -33,6 +33,14 @@ type Upstream struct {
 	ID string
 	// URL is http://host:port or https://host:port, with a path if the application lives under one.
 	URL string
+
+	// Weight is how many clients it gets for each one of an upstream of weight 1: 1 to 1000. Default 1.
+	Weight int
+	// Zone is where it stands, such as a data centre. See Config.Zone.
+	Zone string
+	// MaxRequests is how many requests it gets at once, WebSockets and event streams included; more wait, see
+	// Config.MaxQueued. 0: no limit.
+	MaxRequests int
 }
 
 // ParseUpstream reads URL or ID=URL, as on a command line. New checks what it returns.
@@ -91,6 +99,21 @@ type Config struct {
 	// MaxHeaderBytes bounds the header of a request (431 beyond). Default 64 KiB.
 	MaxHeaderBytes int
 
+	// Balance is BalanceRoundRobin if empty. It is for requests that the affinity leaves open.
+	Balance Balance
+	// Zone is where this gateway stands. Its upstreams are preferred by Balance, not by an affinity, while at least
+	// ZoneMinimum of their weight is up; then all are equal. Empty: zones do not matter.
+	Zone string
+	// ZoneMinimum is a share, 0 to 1. Default 0.5.
+	ZoneMinimum float64
+	// LoadFactor bounds what an upstream gets from Balance, AffinityHash and AffinityHeader to
+	// ⌈LoadFactor × (requests in flight + 1) × weight / weight of all that are up⌉ requests at once. 1.25 is usual;
+	// less is more even and moves more clients. 0: no bound.
+	LoadFactor float64
+	// SlowStart is how long an upstream that comes back, or is added, has less than its weight for Balance: a tenth at first,
+	// and then the part of SlowStart that is over. 0: all of it at once.
+	SlowStart time.Duration
+
 	// Dial connects to an upstream. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// OnRequest is called when a request is over, on its goroutine.
@@ -115,6 +138,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Cookie.Name == "" {
 		c.Cookie.Name = "holdfast-upstream"
+	}
+	if c.Balance == "" {
+		c.Balance = BalanceRoundRobin
+	}
+	if c.ZoneMinimum == 0 {
+		c.ZoneMinimum = 0.5
 	}
 	if c.MaxHeaderBytes == 0 {
 		c.MaxHeaderBytes = 64 << 10
@@ -205,6 +234,7 @@ func (c Config) Validate() error {
 	if c.MaxHeaderBytes < 0 {
 		bad("max header bytes %d is negative", c.MaxHeaderBytes)
 	}
+	c.validateBalance(bad)
 	return errors.Join(errs...)
 }
 

@@ -90,3 +90,29 @@ func TestDerivedID(t *testing.T) {
 		}
 	}
 }
+
+func TestConfigErrorsOfBalance(t *testing.T) {
+	_, err := gateway.New(gateway.Config{
+		Upstreams: []gateway.Upstream{{URL: "http://a", Weight: -1}, {URL: "http://b", Weight: 1001, MaxRequests: -1}},
+		Balance:   "random", Zone: "x", ZoneMinimum: 2, LoadFactor: 0.5, SlowStart: -1,
+	})
+	wantFaults(t, err, `balance "random" unknown (want round-robin, least-requests, two-choices)`, "upstream 1: weight -1", "upstream 2: weight 1001",
+		"upstream 2: max requests -1", `zone "x": no upstream is in it`, "zone minimum 2", "load factor 0.5", "slow start -1ns")
+}
+
+// wantFaults wants one line of err for each text.
+func wantFaults(t *testing.T, err error, want ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for i, w := range want {
+		if i >= len(lines) || !strings.Contains(lines[i], w) {
+			t.Errorf("fault %d of:\n%v\nwant %q in it", i+1, err, w)
+		}
+	}
+	if len(lines) != len(want) {
+		t.Errorf("%d faults, want %d:\n%v", len(lines), len(want), err)
+	}
+}

@@ -34,6 +34,7 @@ type exchange struct {
 	began    time.Time
 	table    *table    // of when the request came
 	served   *upstream // that answered
+	holds    *upstream // that counts this request among those it has now
 	body     *replay   // of the request, or nil
 	duplex   bool      // the answer begins while the client is still sending, over HTTP/1
 	attempts int
@@ -86,8 +87,9 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := newReplay(req)
 	x.body = body
 	var tried []*upstream
-	u := x.table.pick(x.in, nil)
+	u := x.table.pick(x.in, nil, nil)
 	for repeats := 0; ; {
+		x.hold(u)
 		res, err := x.send(u, req, body)
 		if err == nil {
 			x.served = u
@@ -121,7 +123,7 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 			u.transport.CloseIdleConnections()
 		} else {
 			tried = append(tried, u)
-			next = x.table.pick(x.in, tried)
+			next = x.table.pick(x.in, tried, nil)
 		}
 		switch {
 		case next == nil && unconnected:
@@ -132,6 +134,20 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		u.repeats.Add(1)
 		u = next
 	}
+}
+
+// hold makes u the one that has this request now; nil: none has.
+func (x *exchange) hold(u *upstream) {
+	if x.holds == u {
+		return
+	}
+	if x.holds != nil {
+		x.holds.active.Add(-1)
+	}
+	if u != nil {
+		u.active.Add(1)
+	}
+	x.holds = u
 }
 
 // send makes one attempt.
@@ -148,13 +164,13 @@ func (x *exchange) send(u *upstream, req *http.Request, body *replay) (*http.Res
 	}
 	res, err := u.transport.RoundTrip(out)
 	if err == nil && idempotent(req.Method) {
-		err = hold(res, req.Method)
+		err = readSmall(res, req.Method)
 	}
 	return res, err
 }
 
-// hold reads the body of a small answer, so that an upstream that dies over it can be replaced.
-func hold(res *http.Response, method string) error {
+// readSmall reads the body of a small answer, so that an upstream that dies over it can be replaced.
+func readSmall(res *http.Response, method string) error {
 	n := res.ContentLength
 	if n <= 0 || n > maxReplay || method == http.MethodHead || res.StatusCode == http.StatusSwitchingProtocols {
 		return nil

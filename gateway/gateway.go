@@ -48,21 +48,11 @@ func New(c Config) (*Gateway, error) {
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
 	g := &Gateway{config: c}
-	t := &table{turns: new(atomic.Uint64), clock: clock{time.Now()}, affinity: noAffinity{}}
-	for _, u := range c.Upstreams {
-		parsed, err := u.parse()
-		if err != nil {
-			return nil, err
-		}
-		t.upstreams = append(t.upstreams, &upstream{
-			id: u.id(parsed), url: parsed, transport: newTransport(c), logger: c.Logger,
-		})
-	}
-	if c.Affinity == AffinityCookie {
-		t.affinity = newCookieAffinity(c.Cookie, c.Key, t.upstreams)
+	t, err := g.build(c, nil)
+	if err != nil {
+		return nil, err
 	}
 	g.table.Store(t)
-	g.config.Key = nil // not needed any more
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
 		Transport:      forwarder{},
@@ -199,6 +189,7 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 func refuseReferrer(h http.Header) { h.Set("Referrer-Policy", "no-referrer") }
 
 func (g *Gateway) over(x *exchange) {
+	x.hold(nil)
 	if x.unwatch != nil {
 		x.unwatch()
 	}
@@ -240,6 +231,11 @@ type UpstreamStats struct {
 	ID, URL string
 	// Up is false after a failed connect until the next answer.
 	Up bool
+	// Weight and Zone are those of the configuration.
+	Weight int
+	Zone   string
+	// Active counts the requests that it has now.
+	Active int
 	// Requests counts its answers, Failures attempts that brought none, Repeats those that were repeated.
 	Requests, Failures, Repeats uint64
 }
@@ -250,7 +246,7 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 	all := make([]UpstreamStats, len(upstreams))
 	for i, u := range upstreams {
 		all[i] = UpstreamStats{
-			ID: u.id, URL: u.url.String(), Up: u.down.Load() == 0,
+			ID: u.id, URL: u.url.String(), Up: u.out.Load() == 0, Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
 		}
 	}
