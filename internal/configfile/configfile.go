@@ -343,15 +343,15 @@ func fieldOf(v reflect.Value, key string) (reflect.Value, bool) {
 
 // Print writes the settings in *from as a YAML file, with the source of each value beside it.
 func (l *Layers) Print(w io.Writer, from any) error {
-	p := printer{w: w, layers: l}
+	p := printer{w: w, note: func(path string, _ reflect.StructField) string { return l.origin(path) }}
 	p.group("", "", reflect.ValueOf(from).Elem())
 	return p.err
 }
 
 type printer struct {
-	w      io.Writer
-	layers *Layers
-	err    error
+	w    io.Writer
+	note func(path string, f reflect.StructField) string // to stand beside a setting
+	err  error
 }
 
 func (p *printer) printf(format string, args ...any) {
@@ -364,24 +364,29 @@ func (p *printer) printf(format string, args ...any) {
 func (p *printer) group(path, first string, v reflect.Value) {
 	indent := strings.Repeat(" ", len(first))
 	for i := range v.NumField() {
-		key := name(v.Type().Field(i))
+		tag := v.Type().Field(i)
+		key := name(tag)
 		if key == "" {
 			continue
 		}
 		field, at := v.Field(i), join(path, key)
 		p.printf("%s%s:", first, key)
 		first = indent
+		note := p.note(at, tag)
+		if note != "" {
+			note = " # " + note
+		}
 		switch {
 		case isGroup(field.Type()):
 			p.printf("\n")
 			p.group(at, indent+"  ", field)
 		case field.Kind() == reflect.Slice && isGroup(field.Type().Elem()) && field.Len() > 0:
-			p.printf(" # %s\n", p.layers.origin(at))
+			p.printf("%s\n", note)
 			for i := range field.Len() {
 				p.group(fmt.Sprintf("%s[%d]", at, i), indent+"  - ", field.Index(i))
 			}
 		default:
-			p.printf(" %s # %s\n", p.text(field), p.layers.origin(at))
+			p.printf(" %s%s\n", p.text(field), note)
 		}
 	}
 }
@@ -431,4 +436,38 @@ func quote(s string) string {
 	}
 	b, _ := json.Marshal(s) // of a string: no error
 	return string(b)
+}
+
+// Assign gives a setting a value: a bool, a text as in the file, or a list of texts.
+func Assign(into any, path string, value any) error {
+	v := reflect.ValueOf(into).Elem()
+	for key := range strings.SplitSeq(path, ".") {
+		field, ok := fieldOf(v, key)
+		if !ok {
+			panic("configfile: no setting " + path)
+		}
+		v = field
+	}
+	texts, ok := value.([]string)
+	if !ok {
+		texts = []string{fmt.Sprint(value)}
+	}
+	if v.Kind() != reflect.Slice {
+		return set(v, texts[len(texts)-1])
+	}
+	fresh := reflect.MakeSlice(v.Type(), len(texts), len(texts))
+	for i, text := range texts {
+		if err := set(fresh.Index(i), text); err != nil {
+			return err
+		}
+	}
+	v.Set(fresh)
+	return nil
+}
+
+// Describe writes the settings in *from as a YAML file to begin with. Beside a setting stands what its tag "help" says.
+func Describe(w io.Writer, from any) error {
+	p := printer{w: w, note: func(_ string, f reflect.StructField) string { return f.Tag.Get("help") }}
+	p.group("", "", reflect.ValueOf(from).Elem())
+	return p.err
 }
