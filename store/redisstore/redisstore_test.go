@@ -20,6 +20,7 @@ var (
 	_ driver.Store     = (*redisstore.Store)(nil)
 	_ driver.Merger    = (*redisstore.Store)(nil)
 	_ driver.Toucher   = (*redisstore.Store)(nil)
+	_ driver.Watcher   = (*redisstore.Store)(nil)
 	_ driver.Lister    = (*redisstore.Store)(nil)
 	_ driver.Stater    = (*redisstore.Store)(nil)
 	_ driver.Describer = (*redisstore.Store)(nil)
