@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 )
@@ -224,9 +225,17 @@ func (a *app) sessions(n int, sh shape) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		// gorilla answers every Save with a cookie: the last counts.
+		// gorilla answers every Save with a cookie: the last of a name counts.
 		lines := w.header["Set-Cookie"]
-		w.header["Set-Cookie"] = lines[max(0, len(lines)-1):]
+		w.header["Set-Cookie"] = slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+			name, _, _ := strings.Cut(line, "=")
+			for _, later := range slices.Backward(lines) {
+				if strings.HasPrefix(later, name+"=") {
+					return later != line
+				}
+			}
+			return false
+		})
 		if list[i] = w.cookies(); list[i] == "" {
 			return nil, errors.New("a request that sets fields got no cookie")
 		}
