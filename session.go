@@ -190,7 +190,7 @@ func (s *Session) fits(changes []driver.Change) error {
 		return nil
 	}
 	rec, err := s.m.follow(s.policy, s.record, s.m.seal(s.id, changes))
-	if err == nil && s.m.sealed() && !s.m.config.Spill {
+	if err == nil && s.m.sealed() && !s.m.config.Spill && rec.EncodedLen() > limit { // bound counts what is replaced, too
 		_, err = s.m.sealToken(s.x.binding(), s.id, rec)
 	}
 	return err
