@@ -37,6 +37,7 @@ type app struct {
 	wrap  func(http.Handler) http.Handler
 	get   func(r *http.Request, field int) (string, error)
 	set   func(w http.ResponseWriter, r *http.Request, field int, value string) error
+	fill  func(w http.ResponseWriter, values []string) error // begins a session with all fields, where set cannot
 	touch func(w http.ResponseWriter, r *http.Request) error // extends the idle timeout, where that needs a call
 	renew func(r *http.Request) error
 	end   func(w http.ResponseWriter, r *http.Request) error

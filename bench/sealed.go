@@ -29,6 +29,9 @@ type sealer struct {
 }
 
 const (
+	secureGobName  = "securecookie (gob)"
+	secureJSONName = "securecookie (JSON)"
+
 	sealedFields = 10
 	sealedField  = 3 // which is set and read
 )
@@ -104,8 +107,8 @@ func sealers(size int) ([]sealer, error) {
 		sealed("holdfast cookie", asCookie, 1),
 		sealed("holdfast cookie, all fields used", asCookie, sealedFields),
 		sealed("holdfast jwt", asJWT, 1),
-		secure("securecookie (gob)", securecookie.GobEncoder{}),
-		secure("securecookie (JSON)", securecookie.JSONEncoder{}),
+		secure(secureGobName, securecookie.GobEncoder{}),
+		secure(secureJSONName, securecookie.JSONEncoder{}),
 	}, nil
 }
 
@@ -137,6 +140,8 @@ var sealedLibraries = []library{
 		}
 		return a, nil
 	}},
+	{name: secureGobName, can: everything, open: func(setup) (*app, error) { return secureApp(securecookie.GobEncoder{}), nil }},
+	{name: secureJSONName, can: everything, open: func(setup) (*app, error) { return secureApp(securecookie.JSONEncoder{}), nil }},
 	{name: "sessions.CookieStore", can: everything, open: func(setup) (*app, error) {
 		store := sessions.NewCookieStore(securecookie.GenerateRandomKey(64), securecookie.GenerateRandomKey(32))
 		for _, c := range store.Codecs {
@@ -144,6 +149,51 @@ var sealedLibraries = []library{
 		}
 		return gorillaApp(store), nil
 	}},
+}
+
+// secureApp keeps the session in a map, as securecookie's documentation does: a handler decodes the cookie, and sets it.
+func secureApp(s securecookie.Serializer) *app {
+	c := securecookie.New(securecookie.GenerateRandomKey(64), securecookie.GenerateRandomKey(32)).SetSerializer(s).MaxLength(0)
+	c.MaxAge(int(lifetime / time.Second))
+	load := func(r *http.Request) (map[string]string, error) {
+		kept, err := r.Cookie(gorillaCookie)
+		if err != nil {
+			return make(map[string]string), nil // there is none
+		}
+		var values map[string]string
+		return values, c.Decode(gorillaCookie, kept.Value, &values)
+	}
+	set := func(w http.ResponseWriter, values map[string]string) error {
+		encoded, err := c.Encode(gorillaCookie, values)
+		if err != nil {
+			return err
+		}
+		http.SetCookie(w, &http.Cookie{Name: gorillaCookie, Value: encoded, Path: "/", MaxAge: int(lifetime / time.Second), Secure: true, HttpOnly: true})
+		return nil
+	}
+	return &app{
+		wrap: func(h http.Handler) http.Handler { return h },
+		get: func(r *http.Request, field int) (string, error) {
+			values, err := load(r)
+			return values[fieldName(field)], err
+		},
+		set: func(w http.ResponseWriter, r *http.Request, field int, value string) error {
+			values, err := load(r)
+			if err != nil {
+				return err
+			}
+			values[fieldName(field)] = value
+			return set(w, values)
+		},
+		fill: func(w http.ResponseWriter, all []string) error {
+			values := make(map[string]string)
+			for i, v := range all {
+				values[fieldName(i)] = v
+			}
+			return set(w, values)
+		},
+		close: func() {},
+	}
 }
 
 func openSealed() (*app, error) {
@@ -183,12 +233,13 @@ func printSealed(out io.Writer, e effort) ([]bar, error) {
 			return nil, err
 		}
 		printSealedRows(out, title+"a whole request", requests)
-		for _, rows := range [][]sealedRow{values, requests} {
+		for i, rows := range [][]sealedRow{values, requests} {
+			of := [2]string{"value", "request"}[i]
 			for _, r := range rows {
 				if strings.HasPrefix(r.name, "holdfast") {
 					continue
 				}
-				what := fmt.Sprintf("%.1f KB in its cookie: %s takes times the ", float64(size)/1024, r.name)
+				what := fmt.Sprintf("%.1f KB in its cookie, %s: %s takes times the ", float64(size)/1024, of, r.name)
 				bars = append(bars,
 					bar{what + "bytes", float64(r.bytes) / float64(rows[0].bytes), 1, false, true},
 					bar{what + "CPU of a read", r.read.times(rows[0].read, cpuOf), 3, false, false},

@@ -20,8 +20,8 @@ func TestSealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%s", &out)
-	if len(bars) != 2*3*3 {
-		t.Errorf("%d bars, want 3 of each of 3 contenders and 2 sizes", len(bars))
+	if len(bars) != 3*5*2 {
+		t.Errorf("%d bars, want 3 of each of 5 contenders and 2 sizes", len(bars))
 	}
 	for _, b := range bars {
 		if (b.exact || !testing.Short()) && !b.met(margin) {
