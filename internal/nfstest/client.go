@@ -53,6 +53,9 @@ func (c *client) lookup(dir uint64, name string, why intent) (a attr, fresh bool
 		// If the directory has changed, the name is no longer there.
 		c.mu.Lock()
 		cached, ok = c.node(dir).names[name]
+		if ok && cached.ino != 0 {
+			c.node(cached.ino).last = nameKey{dir, name}
+		}
 		c.mu.Unlock()
 		if ok && cached.ino == 0 {
 			return attr{}, false, syscall.ENOENT

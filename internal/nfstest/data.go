@@ -28,7 +28,8 @@ func (c *client) content(ino uint64) ([]byte, syscall.Errno) {
 	data = nil
 	var at uint64
 	for {
-		r := c.net.call(op, func() reply { return c.server.read(ino, len(data), c.options.RSize) }, name)
+		offset := len(data) // the request may outlive this call
+		r := c.net.call(op, func() reply { return c.server.read(ino, offset, c.options.RSize) }, name)
 		if _, errno := c.settle(ino, r); errno != 0 {
 			return nil, errno
 		}

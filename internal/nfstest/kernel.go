@@ -78,7 +78,7 @@ func intentOf(tid uint32, name string) intent {
 		return intentNone
 	}
 	const exclusive = syscall.O_CREAT | syscall.O_EXCL
-	var address uintptr
+	var address, other uintptr // of the path of the name, and of another one in the call
 	why := intentCreate
 	switch call.number {
 	case unix.SYS_OPENAT:
@@ -91,19 +91,19 @@ func intentOf(tid uint32, name string) intent {
 	case unix.SYS_SYMLINKAT:
 		address = call.args[2]
 	case unix.SYS_LINKAT:
-		address = call.args[3]
+		address, other = call.args[3], call.args[1]
 	case unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2:
-		address = call.args[3]
+		address, other = call.args[3], call.args[1]
 		why = intentReplace
-		if from := components(call.path(call.args[1])); slices.Contains(from, name) {
-			return intentNone // it may be looked up as a part of the other path
-		}
 	default:
 		return intentNone
 	}
 	path := components(call.path(address))
 	if len(path) == 0 || slices.Index(path, name) != len(path)-1 {
 		return intentNone
+	}
+	if other != 0 && slices.Contains(components(call.path(other)), name) {
+		return intentNone // it may be looked up as a part of that
 	}
 	return why
 }
