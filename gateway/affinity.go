@@ -18,6 +18,9 @@ type affinity interface {
 	// prefer returns the upstream that the client of r is to go to, of those that ok accepts, or nil if any other will
 	// do as well. It is asked once for each attempt, and then ok accepts fewer. It says why to say, which may be nil.
 	prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream
+	// binds reports whether clients belong to an upstream by something that they carry. Then one that drains keeps its
+	// clients until the deadline; otherwise it is left out at once.
+	binds() bool
 	// answered sees the header of u's answer to r before the client does. It may bind the client to u.
 	answered(r *http.Request, u *upstream, res *http.Response)
 	// strip removes what only the gateway is to see from the header that goes to an upstream.
@@ -28,6 +31,7 @@ type affinity interface {
 type noAffinity struct{}
 
 func (noAffinity) prefer(*http.Request, func(*upstream) bool, *steps) *upstream { return nil }
+func (noAffinity) binds() bool                                                  { return false }
 func (noAffinity) answered(*http.Request, *upstream, *http.Response)            {}
 func (noAffinity) strip(http.Header)                                            {}
 
@@ -91,6 +95,8 @@ func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *s
 	}
 	return nil
 }
+
+func (*cookieAffinity) binds() bool { return true }
 
 func (a *cookieAffinity) answered(r *http.Request, u *upstream, res *http.Response) {
 	// A cache in front would add what a 304 carries to the page it keeps for everybody.
