@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
@@ -16,12 +14,6 @@ import (
 // TestSealedInterleavings is TestInterleavings for sealed sessions: a token lives while a server that has just been
 // started accepts it.
 func TestSealedInterleavings(t *testing.T) {
-	type pair struct {
-		name  string
-		limit int
-		a, b  op
-		check func(w *world) error
-	}
 	login, relogin := opLogin("visitor"), opLogin("member")
 	renew, logout := opSession("renew", "member"), opSession("logout", "member")
 	write, other := opWrite("member", "x"), opLogin("stranger")
@@ -49,29 +41,29 @@ func TestSealedInterleavings(t *testing.T) {
 		return nil
 	}
 	pairs := []pair{
-		{"login, login of one visitor", 100, login, login, neverBoth},
-		{"login, login at limit 2", 2, login, other, nil},
-		{"login, login at limit 1", 1, login, other, nil},
-		{"login, login unlimited", -1, login, other, nil},
-		{"login, write under the old token", 100, login, opWrite("visitor", "x"), neverBoth},
-		{"login, revoke user", 100, login, opRevokeUser, revoked},
-		{"login again, write", 100, relogin, write, neverBoth},
-		{"login again, logout", 100, relogin, logout, ended("b")},
-		{"login again, revoke user", 100, relogin, opRevokeUser, revoked},
-		{"renew, renew", 100, renew, renew, neverBoth},
-		{"renew, write", 100, renew, write, neverBoth},
-		{"renew, logout", 100, renew, logout, ended("b")},
-		{"renew, revoke", 100, renew, opRevoke, ended("b")},
-		{"renew, revoke user", 100, renew, opRevokeUser, revoked},
-		{"logout, write", 100, logout, write, ended("a")},
-		{"logout, touch", 100, logout, opTouch, ended("a")},
-		{"logout, logout", 100, logout, logout, ended("a")},
-		{"logout, revoke user", 100, logout, opRevokeUser, ended("a")},
-		{"revoke, write", 100, opRevoke, write, ended("a")},
-		{"revoke user, write", 100, opRevokeUser, write, ended("a")},
-		{"revoke user, revoke user", 100, opRevokeUser, opRevokeUser, ended("a")},
-		{"write, write of another field", 100, write, opWrite("member", "y"), neverBoth},
-		{"update, update", 100, opUpdate, opUpdate, neverBoth},
+		{"login, login of one visitor", limit(100), login, login, neverBoth},
+		{"login, login at limit 2", limit(2), login, other, nil},
+		{"login, login at limit 1", limit(1), login, other, nil},
+		{"login, login unlimited", limit(-1), login, other, nil},
+		{"login, write under the old token", limit(100), login, opWrite("visitor", "x"), neverBoth},
+		{"login, revoke user", limit(100), login, opRevokeUser, revoked},
+		{"login again, write", limit(100), relogin, write, neverBoth},
+		{"login again, logout", limit(100), relogin, logout, ended("b")},
+		{"login again, revoke user", limit(100), relogin, opRevokeUser, revoked},
+		{"renew, renew", limit(100), renew, renew, neverBoth},
+		{"renew, write", limit(100), renew, write, neverBoth},
+		{"renew, logout", limit(100), renew, logout, ended("b")},
+		{"renew, revoke", limit(100), renew, opRevoke, ended("b")},
+		{"renew, revoke user", limit(100), renew, opRevokeUser, revoked},
+		{"logout, write", limit(100), logout, write, ended("a")},
+		{"logout, touch", limit(100), logout, opTouch, ended("a")},
+		{"logout, logout", limit(100), logout, logout, ended("a")},
+		{"logout, revoke user", limit(100), logout, opRevokeUser, ended("a")},
+		{"revoke, write", limit(100), opRevoke, write, ended("a")},
+		{"revoke user, write", limit(100), opRevokeUser, write, ended("a")},
+		{"revoke user, revoke user", limit(100), opRevokeUser, opRevokeUser, ended("a")},
+		{"write, write of another field", limit(100), write, opWrite("member", "y"), neverBoth},
+		{"update, update", limit(100), opUpdate, opUpdate, neverBoth},
 	}
 	for _, strict := range []bool{false, true} {
 		for _, crash := range []bool{false, true} {
@@ -80,25 +72,9 @@ func TestSealedInterleavings(t *testing.T) {
 					continue // Update is refused
 				}
 				t.Run(fmt.Sprintf("%s/strict=%v/crash=%v", p.name, strict, crash), func(t *testing.T) {
-					var tree tree
-					schedules := 0
-					for more := true; more && !t.Failed(); more = tree.next() {
-						schedules++
-						synctest.Test(t, func(t *testing.T) {
-							w := newWorld(t, holdfast.Config{MaxSessions: p.limit, Strict: strict}, false, true)
-							if !w.run(map[string]op{"a": p.a, "b": p.b}, &tree, crash) {
-								return
-							}
-							err := w.check()
-							if p.check != nil {
-								err = errors.Join(err, p.check(w))
-							}
-							if err = errors.Join(err, w.checkRevocation()); err != nil {
-								t.Fatalf("schedule %d:\n%s\n%v", schedules, strings.Join(w.trace, "\n"), err)
-							}
-						})
-					}
-					t.Logf("%d schedules", schedules)
+					config := p.config
+					config.Strict = strict
+					explore(t, p, crash, func(t *testing.T) *world { return newWorld(t, config, false, true) })
 				})
 			}
 		}

@@ -26,13 +26,6 @@ import (
 // the first rule of user records, that a session whose token a client holds is listed, and in the end everything else
 // that is promised of the pair.
 func TestInterleavings(t *testing.T) {
-	type pair struct {
-		name   string
-		config holdfast.Config
-		a, b   op
-		check  func(w *world) error // what this pair promises beyond world.check
-	}
-	limit := func(n int) holdfast.Config { return holdfast.Config{MaxSessions: n} }
 	refuse := holdfast.Config{MaxSessions: 2, RefuseAtLimit: true}
 	login, relogin := opLogin("visitor"), opLogin("member")
 	renew, logout := opSession("renew", "member"), opSession("logout", "member")
@@ -99,31 +92,45 @@ func TestInterleavings(t *testing.T) {
 	for _, native := range []bool{true, false} {
 		for _, crash := range []bool{false, true} {
 			for _, p := range pairs {
-				name := fmt.Sprintf("%s/merger=%v/crash=%v", p.name, native, crash)
-				t.Run(name, func(t *testing.T) {
-					var tree tree
-					schedules := 0
-					for more := true; more && !t.Failed(); more = tree.next() {
-						schedules++
-						synctest.Test(t, func(t *testing.T) {
-							w := newWorld(t, p.config, native, false)
-							if !w.run(map[string]op{"a": p.a, "b": p.b}, &tree, crash) {
-								return // another schedule has the same outcome
-							}
-							err := w.check()
-							if p.check != nil {
-								err = errors.Join(err, p.check(w))
-							}
-							if err = errors.Join(err, w.checkRevocation()); err != nil {
-								t.Fatalf("schedule %d:\n%s\n%v", schedules, strings.Join(w.trace, "\n"), err)
-							}
-						})
-					}
-					t.Logf("%d schedules", schedules)
+				t.Run(fmt.Sprintf("%s/merger=%v/crash=%v", p.name, native, crash), func(t *testing.T) {
+					explore(t, p, crash, func(t *testing.T) *world { return newWorld(t, p.config, native, false) })
 				})
 			}
 		}
 	}
+}
+
+// pair are two requests that meet.
+type pair struct {
+	name   string
+	config holdfast.Config
+	a, b   op
+	check  func(w *world) error // what this pair promises beyond world.check; may be nil
+}
+
+func limit(n int) holdfast.Config { return holdfast.Config{MaxSessions: n} }
+
+// explore runs a pair in every schedule there is, each in a world of its own.
+func explore(t *testing.T, p pair, crash bool, newWorld func(t *testing.T) *world) {
+	var tree tree
+	schedules := 0
+	for more := true; more && !t.Failed(); more = tree.next() {
+		schedules++
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			if !w.run(map[string]op{"a": p.a, "b": p.b}, &tree, crash) {
+				return // another schedule has the same outcome
+			}
+			err := w.check()
+			if p.check != nil {
+				err = errors.Join(err, p.check(w))
+			}
+			if err = errors.Join(err, w.checkRevocation()); err != nil {
+				t.Fatalf("schedule %d:\n%s\n%v", schedules, strings.Join(w.trace, "\n"), err)
+			}
+		})
+	}
+	t.Logf("%d schedules", schedules)
 }
 
 // tree walks all schedules depth first, but those that differ from another only in the order of two steps that do not

@@ -53,9 +53,9 @@ func Encode(r Record) ([]byte, error) {
 	b := make([]byte, 0, r.EncodedLen())
 	b = append(b, recordVersion)
 	b = binary.BigEndian.AppendUint64(b, r.Revision)
-	b = binary.BigEndian.AppendUint64(b, millis(r.Created))
-	b = binary.BigEndian.AppendUint64(b, millis(r.Seen))
-	b = binary.BigEndian.AppendUint64(b, millis(r.Expires))
+	b = binary.BigEndian.AppendUint64(b, uint64(Millis(r.Created)))
+	b = binary.BigEndian.AppendUint64(b, uint64(Millis(r.Seen)))
+	b = binary.BigEndian.AppendUint64(b, uint64(Millis(r.Expires)))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(r.User)))
 	b = append(b, r.User...)
 	return append(b, r.Fields.b...), nil
@@ -79,9 +79,9 @@ func Decode(b []byte) (Record, error) {
 	}
 	r := Record{
 		Revision: binary.BigEndian.Uint64(b[1:]),
-		Created:  fromMillis(b[9:]),
-		Seen:     fromMillis(b[17:]),
-		Expires:  fromMillis(b[25:]),
+		Created:  FromMillis(int64(binary.BigEndian.Uint64(b[9:]))),
+		Seen:     FromMillis(int64(binary.BigEndian.Uint64(b[17:]))),
+		Expires:  FromMillis(int64(binary.BigEndian.Uint64(b[25:]))),
 		User:     string(b[recordHeader:fields]),
 	}
 	var err error
@@ -89,15 +89,16 @@ func Decode(b []byte) (Record, error) {
 	return r, err
 }
 
-func millis(t time.Time) uint64 {
+// Millis returns how formats write a time: in milliseconds since 1970, rounded down, and the zero Time as 0.
+func Millis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
-	return uint64(t.UnixMilli())
+	return t.UnixMilli()
 }
 
-func fromMillis(b []byte) time.Time {
-	ms := int64(binary.BigEndian.Uint64(b))
+// FromMillis returns the time that Millis wrote, in the local time zone. The first moment of 1970 is read as the zero Time.
+func FromMillis(ms int64) time.Time {
 	if ms == 0 {
 		return time.Time{}
 	}

@@ -6,11 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/holdfast-sessions/holdfast/internal/jsonobject"
 )
 
 // version is the only version of the format.
@@ -133,37 +134,18 @@ func parseTime(s string) (time.Time, error) {
 	return t.Truncate(time.Second), nil
 }
 
-// members reads a JSON object that has all of the members in want, each once, and no others. Package json alone accepts
-// repeated members and other cases.
+// members reads a JSON object that has all of the members in want and no others.
 func members(raw []byte, want ...string) (map[string]json.RawMessage, error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("it does not begin with {")
-	}
 	m := make(map[string]json.RawMessage, len(want))
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, errors.New("malformed JSON")
-		}
-		name, _ := t.(string)
+	err := jsonobject.Members(raw, func(name string, value json.RawMessage) error {
 		if !slices.Contains(want, name) {
-			return nil, fmt.Errorf("a member is not known: want %s", strings.Join(want, ", "))
+			return fmt.Errorf("a member is not known: want %s", strings.Join(want, ", "))
 		}
-		if _, ok := m[name]; ok {
-			return nil, fmt.Errorf("%s is there twice", name)
-		}
-		var v json.RawMessage
-		if err := d.Decode(&v); err != nil {
-			return nil, errors.New("malformed JSON")
-		}
-		m[name] = v
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, errors.New("malformed JSON")
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("something follows after the last }")
+		m[name] = value
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	for _, name := range want {
 		if _, ok := m[name]; !ok {

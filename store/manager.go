@@ -134,7 +134,7 @@ func parseSealed(rawURL string) (o sealedOptions, err error) {
 		}
 	}
 	yes := func(to *bool) func(string) error {
-		return func(v string) (err error) {
+		return func(v string) error {
 			if v != "true" && v != "false" {
 				return fmt.Errorf("%q is neither true nor false", v)
 			}
@@ -142,7 +142,7 @@ func parseSealed(rawURL string) (o sealedOptions, err error) {
 			return nil
 		}
 	}
-	known := map[string]func(string) error{
+	options := map[string]func(string) error{
 		"keys": text(&o.keys), "users": text(&o.users), "strict": yes(&o.strict), "spill": yes(&o.spill),
 		"down": func(v string) error {
 			if v != "refuse" && v != "accept" {
@@ -161,19 +161,19 @@ func parseSealed(rawURL string) (o sealedOptions, err error) {
 		},
 	}
 	if strings.EqualFold(u.Scheme, "cookie") {
-		known["application"] = text(&o.cookie.Application)
+		options["application"] = text(&o.cookie.Application)
 	} else {
-		known["issuer"], known["audience"] = text(&o.jwt.Issuer), text(&o.jwt.Audience)
-		known["type"], known["encrypt"], known["bearer"] = text(&o.jwt.Type), yes(&o.jwt.Encrypt), yes(&o.bearer)
-		known["algorithm"] = func(v string) error { o.jwt.Algorithm = jwt.Algorithm(v); return nil }
-		known["leeway"] = func(v string) (err error) {
+		options["issuer"], options["audience"] = text(&o.jwt.Issuer), text(&o.jwt.Audience)
+		options["type"], options["encrypt"], options["bearer"] = text(&o.jwt.Type), yes(&o.jwt.Encrypt), yes(&o.bearer)
+		options["algorithm"] = func(v string) error { o.jwt.Algorithm = jwt.Algorithm(v); return nil }
+		options["leeway"] = func(v string) (err error) {
 			if o.jwt.Leeway, err = time.ParseDuration(v); err != nil {
 				return fmt.Errorf("%q is no time such as 30s", v)
 			}
 			return nil
 		}
 	}
-	errs = append(errs, storeurl.Options(query, known))
+	errs = append(errs, storeurl.Options(query, options))
 	if o.keys == "" && !query.Has("keys") {
 		errs = append(errs, errors.New("keys is missing: keys=file:/path, a key ring made by: holdfast key new /path"))
 	}

@@ -28,7 +28,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	nobody := mustFreePort(t)
+	nobody := testserver.FreeAddr(t)
 	file := func(name, content string, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), mode); err != nil {
@@ -206,15 +206,4 @@ func mustMkdir(t *testing.T, path string, mode os.FileMode) {
 	if err := os.Chmod(path, mode); err != nil { // other than Mkdir it does not mind the umask
 		t.Fatal(err)
 	}
-}
-
-// mustFreePort returns an address where nobody listens.
-func mustFreePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -10,7 +10,7 @@ import (
 
 func killed(r *run) {
 	r.Server.Stop()
-	r.probe(down)
+	r.probe(Down)
 	r.l.Visits(testserver.Scale(200, 5000))
 	r.restart()
 }
@@ -23,7 +23,7 @@ func frozen(r *run) {
 			r.Server.Thaw()
 		}
 	}()
-	r.probe(down)
+	r.probe(Down)
 	r.l.Visits(testserver.Scale(100, 1000))
 	r.Server.Thaw()
 	thawed = true
@@ -122,7 +122,7 @@ func cutOne(r *run) {
 func silent(r *run) {
 	for range 2 {
 		r.proxy.Hold()
-		r.probe(down)
+		r.probe(Down)
 		r.l.Visits(testserver.Scale(80, 1000))
 		r.proxy.Release()
 		r.l.Visits(testserver.Scale(100, 1000))
@@ -163,7 +163,7 @@ func slow(r *run) {
 func refused(r *run) {
 	r.proxy.Refuse(true)
 	r.proxy.Cut()
-	r.probe(down)
+	r.probe(Down)
 	r.l.Visits(testserver.Scale(100, 1000))
 	r.proxy.Refuse(false)
 }

@@ -75,6 +75,9 @@ type Fault struct {
 	Bytes int
 }
 
+// Down is the fault of a server that does not answer.
+var Down = Fault{Load: driver.ErrUnavailable, Create: driver.ErrUnavailable, Write: driver.ErrUnavailable, Delete: driver.ErrUnavailable}
+
 // ErrEither stands for nil or driver.ErrUnavailable in a Fault.
 var ErrEither = errors.New("works, or ErrUnavailable")
 
@@ -364,9 +367,6 @@ func (r *run) try(c call) {
 		}
 	}
 }
-
-// down is what a store says whose server does not answer.
-var down = Fault{Load: driver.ErrUnavailable, Create: driver.ErrUnavailable, Write: driver.ErrUnavailable, Delete: driver.ErrUnavailable}
 
 // up is what a store says that works.
 var up = Fault{}

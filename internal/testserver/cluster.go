@@ -69,7 +69,7 @@ func redisNode(t testing.TB, o RedisOptions) (s *Server, bus string) {
 		debian:  "redis-server",
 		args: func(s *Server) []string {
 			if buses[s.Addr] == "" {
-				_, buses[s.Addr], _ = net.SplitHostPort(freePort(t))
+				_, buses[s.Addr], _ = net.SplitHostPort(FreeAddr(t))
 			}
 			own := o
 			own.Config = append([]string{"cluster-port " + buses[s.Addr]}, o.Config...)

@@ -32,7 +32,7 @@ func Galera(t testing.TB) *GaleraCluster {
 	const nodes = 3
 	var group []string
 	for range nodes {
-		group = append(group, freePort(t))
+		group = append(group, FreeAddr(t))
 	}
 	for i := range nodes {
 		// If root runs the copy's receiver, that turns into a user who may not write to the directory.
@@ -40,8 +40,8 @@ func Galera(t testing.TB) *GaleraCluster {
 			"wsrep-on = ON", "wsrep-provider = " + GaleraProvider, "wsrep-cluster-name = test",
 			"wsrep-cluster-address = gcomm://" + strings.Join(group, ","),
 			"wsrep-node-address = " + group[i], fmt.Sprintf("wsrep-node-name = n%d", i),
-			"wsrep-sst-method = rsync", "wsrep-sst-receive-address = " + freePort(t),
-			"wsrep-provider-options = gmcast.listen_addr=tcp://" + group[i] + ";ist.recv_addr=" + freePort(t) + ";gcache.size=16M;" +
+			"wsrep-sst-method = rsync", "wsrep-sst-receive-address = " + FreeAddr(t),
+			"wsrep-provider-options = gmcast.listen_addr=tcp://" + group[i] + ";ist.recv_addr=" + FreeAddr(t) + ";gcache.size=16M;" +
 				"evs.keepalive_period=PT0.5S;evs.inactive_check_period=PT0.5S;evs.suspect_timeout=PT2S;evs.inactive_timeout=PT4S",
 			"binlog-format = ROW", "innodb-autoinc-lock-mode = 2", "innodb-buffer-pool-size = 32M",
 		}}

@@ -17,7 +17,7 @@ func TestPortsAreReserved(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range n / 8 {
-				addr := testserver.FreePort(t)
+				addr := testserver.FreeAddr(t)
 				mu.Lock()
 				if taken[addr] {
 					t.Errorf("%s was given twice", addr)

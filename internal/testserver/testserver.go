@@ -74,10 +74,10 @@ func start(t testing.TB, sp spec, tls *Certificates) *Server {
 			t.Fatalf("testserver: prepare %s: %v", sp.program, err)
 		}
 	}
-	// Another program can take the port between freePort and the server's own bind.
+	// Another program can take the port between FreeAddr and the server's own bind.
 	var err error
 	for range 3 {
-		s.Addr = freePort(t)
+		s.Addr = FreeAddr(t)
 		if err = s.run(); err == nil {
 			return s
 		}
@@ -227,10 +227,10 @@ func mustFind(t testing.TB, sp spec) string {
 	return ""
 }
 
-// freePort returns a loopback address that nobody listens on, and that no other test is given until this one ends. A port
+// FreeAddr returns a loopback address that nobody listens on, and that no other test is given until this one ends. A port
 // that the system chose, and that was closed again for the server to take, was given to another test's server now and
 // then, which answered in place of this one, or to a connection, so that a server could not be restarted.
-func freePort(t testing.TB) string {
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	var err error
 	for range 1000 {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"math"
 	"slices"
-	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 )
@@ -37,7 +36,7 @@ func appendPayload(b []byte, id driver.ID, rec driver.Record) []byte {
 	b = slices.Grow(b, fixedBytes+4*binary.MaxVarintLen64+len(rec.User)+len(rec.Fields.Bytes())) // fields only shrink
 	b = append(b, id[:]...)
 	b = binary.BigEndian.AppendUint64(b, rec.Revision)
-	created, seen, expires := millis(rec.Created), millis(rec.Seen), millis(rec.Expires)
+	created, seen, expires := driver.Millis(rec.Created), driver.Millis(rec.Seen), driver.Millis(rec.Expires)
 	b = binary.AppendVarint(b, created)
 	b = binary.AppendVarint(b, seen-created)
 	b = binary.AppendVarint(b, expires-seen)
@@ -64,9 +63,9 @@ func decode(b []byte) (id driver.ID, rec driver.Record, err error) {
 	expires := seen + r.signed()
 	rec = driver.Record{
 		User:     string(r.bytes(driver.MaxName)),
-		Created:  fromMillis(created),
-		Seen:     fromMillis(seen),
-		Expires:  fromMillis(expires),
+		Created:  driver.FromMillis(created),
+		Seen:     driver.FromMillis(seen),
+		Expires:  driver.FromMillis(expires),
 		Revision: binary.BigEndian.Uint64(b[32:]),
 	}
 	// Read once to see that it can be read and how much it takes, so that one allocation does.
@@ -124,18 +123,4 @@ func (r *reader) skip(n int) {
 		return
 	}
 	r.b = r.b[n:]
-}
-
-func millis(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
-}
-
-func fromMillis(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(ms)
 }

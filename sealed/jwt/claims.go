@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/base64url"
+	"github.com/holdfast-sessions/holdfast/internal/jsonobject"
 )
 
 // The claims, version 1. All are required but the last three.
@@ -84,7 +84,7 @@ func numericDate(seconds int64) *gojwt.NumericDate {
 // appendClaims appends the claims of a token that is made now. Nothing of it is left to encoding/json but texts, so that values keep their
 // bytes.
 func (s *Sealer) appendClaims(b []byte, key *signer, binding string, id driver.ID, rec driver.Record, now time.Time) []byte {
-	created, seen, expires := millis(rec.Created), millis(rec.Seen), millis(rec.Expires)
+	created, seen, expires := driver.Millis(rec.Created), driver.Millis(rec.Seen), driver.Millis(rec.Expires)
 	number := func(name string, n int64) { b = strconv.AppendInt(append(b, name...), n, 10) }
 	text := func(name, text string) { b = append(append(b, name...), text...) }
 
@@ -204,7 +204,7 @@ func parse(b []byte) (*claims, error) {
 	}
 	var names []string
 	bad := ""
-	err := members(b, func(name string, value json.RawMessage) error {
+	err := jsonobject.Members(b, func(name string, value json.RawMessage) error {
 		names = append(names, name)
 		switch target, ok := into[name]; {
 		case !ok:
@@ -250,9 +250,9 @@ func (s *Sealer) record(c *claims, key *signer, binding string) (driver.Record, 
 	}
 	rec := driver.Record{
 		User:     c.subject,
-		Created:  fromMillis(c.state.Created),
-		Seen:     fromMillis(c.state.Seen),
-		Expires:  fromMillis(c.state.Expires),
+		Created:  driver.FromMillis(c.state.Created),
+		Seen:     driver.FromMillis(c.state.Seen),
+		Expires:  driver.FromMillis(c.state.Expires),
 		Revision: revision,
 	}
 	if c.state.User != "" {
@@ -275,7 +275,7 @@ func (s *Sealer) record(c *claims, key *signer, binding string) (driver.Record, 
 		if err != nil {
 			return driver.Record{}, tampered("claim enc cannot be decrypted")
 		}
-		err = members(plain, func(name string, value json.RawMessage) error {
+		err = jsonobject.Members(plain, func(name string, value json.RawMessage) error {
 			switch name {
 			case "fields":
 				fields = value
@@ -300,7 +300,7 @@ func (s *Sealer) record(c *claims, key *signer, binding string) (driver.Record, 
 func parseFields(fields, raw json.RawMessage) (driver.Fields, error) {
 	var changes []driver.Change
 	if fields != nil {
-		err := members(fields, func(name string, value json.RawMessage) error {
+		err := jsonobject.Members(fields, func(name string, value json.RawMessage) error {
 			changes = append(changes, driver.Change{Name: name, Value: value})
 			return nil
 		})
@@ -309,7 +309,7 @@ func parseFields(fields, raw json.RawMessage) (driver.Fields, error) {
 		}
 	}
 	if raw != nil {
-		err := members(raw, func(name string, value json.RawMessage) error {
+		err := jsonobject.Members(raw, func(name string, value json.RawMessage) error {
 			var text string
 			if err := json.Unmarshal(value, &text); err != nil {
 				return err
@@ -332,41 +332,6 @@ func parseFields(fields, raw json.RawMessage) (driver.Fields, error) {
 		}
 	}
 	return driver.Fields{}.With(changes...), nil
-}
-
-// members calls f for each member of a JSON object, in order, with the bytes of its value. It fails if b is anything else,
-// if a name occurs twice, or if f fails.
-func members(b []byte, f func(name string, value json.RawMessage) error) error {
-	d := json.NewDecoder(bytes.NewReader(b))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return errClaims
-	}
-	seen := make(map[string]bool)
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return err
-		}
-		name, ok := t.(string)
-		if !ok || seen[name] {
-			return errClaims
-		}
-		seen[name] = true
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return err
-		}
-		if err := f(name, value); err != nil {
-			return err
-		}
-	}
-	if _, err := d.Token(); err != nil {
-		return err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return errClaims
-	}
-	return nil
 }
 
 // associated returns the associated data of the claim enc.
@@ -404,18 +369,4 @@ func seconds(ms int64) int64 {
 		s--
 	}
 	return s
-}
-
-func millis(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
-}
-
-func fromMillis(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(ms)
 }

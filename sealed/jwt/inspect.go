@@ -73,4 +73,4 @@ func shown(s string) string {
 	return s
 }
 
-func at(ms int64) time.Time { return fromMillis(ms).UTC() }
+func at(ms int64) time.Time { return driver.FromMillis(ms).UTC() }

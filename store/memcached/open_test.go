@@ -69,7 +69,7 @@ func TestOpenErrors(t *testing.T) {
 		want        string
 		unavailable bool
 	}{
-		{"nobody listens", "memcached://" + mustFreeAddr(t), "is memcached running there?", true},
+		{"nobody listens", "memcached://" + testserver.FreeAddr(t), "is memcached running there?", true},
 		{"no such host", "memcached://no-such-host.invalid", `host "no-such-host.invalid" cannot be resolved`, true},
 		{"not memcached", "memcached://" + mustListen(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "its answer is not one of memcached's", true},
 		{"closes at once", "memcached://" + mustListen(t, ""), "is this memcached?", true},
@@ -174,15 +174,5 @@ func mustListen(t *testing.T, answer string) string {
 			conn.Close()
 		}
 	}()
-	return l.Addr().String()
-}
-
-func mustFreeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	return l.Addr().String()
 }

@@ -142,7 +142,7 @@ func TestOpenErrors(t *testing.T) {
 		want        string
 		unavailable bool
 	}{
-		{"nobody listens", "redis://" + mustFreeAddr(t), "connection refused; is redis-server running there?", true},
+		{"nobody listens", "redis://" + testserver.FreeAddr(t), "connection refused; is redis-server running there?", true},
 		{"no such host", "redis://no-such-host.invalid", `host "no-such-host.invalid" cannot be resolved`, true},
 		{"not Redis", "redis://" + mustListen(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak Redis' protocol", true},
 		{"closes at once", "redis://" + mustListen(t, ""), "does not speak Redis' protocol", true},
@@ -339,16 +339,6 @@ func mustListen(t *testing.T, answer string) string {
 			conn.Close()
 		}
 	}()
-	return l.Addr().String()
-}
-
-func mustFreeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	return l.Addr().String()
 }
 

@@ -144,6 +144,14 @@ func TestPartition(t *testing.T) {
 				Config: append([]string{"replicaof 127.0.0.1 " + port}, replicaConfig.Config...),
 			})
 			mustCatchUp(t, primary, 1)
+			if tt.config != nil { // it counts its replicas once a second
+				eventually(t, "the primary takes writes", func() error {
+					if info := primary.MustCommand("INFO", "replication"); !strings.Contains(info, "min_slaves_good_slaves:1") {
+						return errors.New(info)
+					}
+					return nil
+				})
+			}
 			l := testfault.NewLoad(t, patient, mustOpenWaiting(t, primary.Addr, tt.wait))
 			l.Acked(200)
 			resume := l.Pause()

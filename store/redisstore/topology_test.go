@@ -107,7 +107,7 @@ func TestACLOfTopologies(t *testing.T) {
 func TestOpenErrorsOfTopologies(t *testing.T) {
 	t.Parallel()
 	sentinel, cluster, single := testserver.RedisSentinel(t), testserver.RedisCluster(t), testserver.Redis(t)
-	nobody := mustFreeAddr(t)
+	nobody := testserver.FreeAddr(t)
 	tests := []struct {
 		name, url, want string
 		unavailable     bool
@@ -197,7 +197,7 @@ func TestTLSOfTopologies(t *testing.T) {
 
 func mustFreePort(t *testing.T) string {
 	t.Helper()
-	_, port, _ := net.SplitHostPort(mustFreeAddr(t))
+	_, port, _ := net.SplitHostPort(testserver.FreeAddr(t))
 	return port
 }
 

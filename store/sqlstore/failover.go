@@ -61,7 +61,7 @@ type Hosts struct {
 	conns     map[*netConn]struct{} // nil once closed
 	closed    bool
 	timelines map[string]uint64 // the highest that was seen, by origin
-	surveyed  bool              // all hosts were asked for theirs
+	surveyed  chan struct{}     // closed when all hosts were asked for theirs; nil: nobody has begun to ask
 }
 
 // NewHosts returns a connector that gives each host so long to answer.
@@ -124,16 +124,15 @@ func (h *Hosts) judge(ctx context.Context, n int, state HostState) (promoted boo
 	if state.Timeline == 0 {
 		return false, nil
 	}
-	h.mu.Lock()
-	surveyed := h.surveyed
-	h.surveyed = true
-	h.mu.Unlock()
-	if !surveyed { // a process that has just started does not know whether there was a promotion
-		h.survey(ctx, n)
-		known = max(known, h.note(HostState{Origin: state.Origin}))
+	// A process that has just started does not know whether there was a promotion. None of its connections is used before
+	// it does.
+	select {
+	case <-h.survey(n):
+	case <-ctx.Done():
+		return false, ctx.Err()
 	}
-	if state.Timeline < known {
-		return false, fmt.Errorf("takes writes, but is a former primary: its timeline is %d, and another host's is %d; make it that one's standby", state.Timeline, known)
+	if highest := h.note(HostState{Origin: state.Origin}); state.Timeline < highest {
+		return false, fmt.Errorf("takes writes, but is a former primary: its timeline is %d, and another host's is %d; make it that one's standby", state.Timeline, highest)
 	}
 	return known != 0 && state.Timeline > known, nil
 }
@@ -152,10 +151,18 @@ func (h *Hosts) note(state HostState) (known uint64) {
 // surveyTimeout is how long hosts have that are only asked for their timelines.
 const surveyTimeout = time.Second
 
-// survey asks all hosts but number n for their timelines. Those that do not answer are passed over.
-func (h *Hosts) survey(ctx context.Context, n int) {
-	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
-	defer cancel()
+// survey asks all hosts but number n for their timelines, once. The channel is closed when that is over; those that do
+// not answer are passed over. It has a time of its own, so that a first caller who leaves early does not leave the others
+// with half of the answers.
+func (h *Hosts) survey(n int) <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.surveyed != nil {
+		return h.surveyed
+	}
+	done := make(chan struct{})
+	h.surveyed = done
+	ctx, cancel := context.WithTimeout(context.Background(), surveyTimeout)
 	var wg sync.WaitGroup
 	for i, host := range h.hosts {
 		if i == n {
@@ -168,7 +175,12 @@ func (h *Hosts) survey(ctx context.Context, n int) {
 			}
 		})
 	}
-	wg.Wait()
+	go func() { // close waits for it
+		wg.Wait()
+		cancel()
+		close(done)
+	}()
+	return done
 }
 
 var errReadOnlyHost = errors.New("is read-only")
@@ -215,14 +227,18 @@ func (h *Hosts) leave() bool {
 	return true
 }
 
-// close closes every connection, also those that a client library still holds to say goodbye on.
+// close closes every connection, also those that a client library still holds to say goodbye on. If hosts are just being
+// asked for their timelines, it waits for the end of that.
 func (h *Hosts) close() {
 	h.mu.Lock()
-	conns := h.conns
+	conns, surveyed := h.conns, h.surveyed
 	h.conns, h.closed = nil, true
 	h.mu.Unlock()
 	for c := range conns {
 		_ = c.Conn.Close() // nothing is expected of it any more
+	}
+	if surveyed != nil {
+		<-surveyed
 	}
 }
 

@@ -18,21 +18,6 @@ import (
 // sweepStep is how coarse the sweep column is.
 const sweepStep = 15 * time.Minute
 
-// millis is how a time is stored: milliseconds since 1970, and 0 for the zero Time, as driver's encoding has it.
-func millis(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
-}
-
-func fromMillis(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(ms)
-}
-
 // sweepOf returns the sweep of a row that expires at ms. Far-away dates share the last number that a 32-bit column
 // holds, which is in the year 63,000.
 func sweepOf(ms int64) int64 {
@@ -64,17 +49,17 @@ func (r *row) record(now time.Time) (driver.Record, error) {
 	if err != nil {
 		return driver.Record{}, err
 	}
-	rec.Revision, rec.Seen, rec.Expires = uint64(r.revision), fromMillis(r.seen), fromMillis(r.expires)
+	rec.Revision, rec.Seen, rec.Expires = uint64(r.revision), driver.FromMillis(r.seen), driver.FromMillis(r.expires)
 	return rec, nil
 }
 
 // recordArgs returns the arguments of a statement that writes rec.
 func (s *Store) recordArgs(id driver.ID, rec driver.Record, prev uint64, withData bool) (*args, error) {
-	expires := millis(rec.Expires)
+	expires := driver.Millis(rec.Expires)
 	a := &args{
 		argID:       id[:],
 		argRevision: int64(rec.Revision),
-		argSeen:     millis(rec.Seen),
+		argSeen:     driver.Millis(rec.Seen),
 		argExpires:  expires,
 		argSweep:    sweepOf(expires),
 		argPrev:     int64(prev),

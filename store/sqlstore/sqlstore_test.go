@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -181,6 +182,71 @@ func TestTimelines(t *testing.T) {
 	if err := last.(driver.SessionResetter).ResetSession(t.Context()); err != nil {
 		t.Errorf("a connection to the new one: ResetSession = %v", err)
 	}
+}
+
+// Calls that meet at the start of a process wait until all hosts were asked, so that none of them uses a former primary.
+// They are asked once, even if who asked first has left.
+func TestTimelinesAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := make(chan struct{})
+		surveys := 0 // calls that came before the answer
+		former := func(context.Context, sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
+			return &fakeConn{host: "former"}, sqlstore.HostState{Writable: true, Timeline: 1, Origin: "x"}, nil
+		}
+		primary := func(ctx context.Context, _ sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
+			select {
+			case <-answer:
+			default:
+				surveys++ // one goroutine does this, or the race detector says so
+			}
+			select {
+			case <-answer:
+			case <-ctx.Done():
+				return nil, sqlstore.HostState{}, ctx.Err()
+			}
+			return &fakeConn{host: "primary"}, sqlstore.HostState{Writable: true, Timeline: 2, Origin: "x"}, nil
+		}
+		h := sqlstore.NewHosts(time.Minute, sqlstore.Host{Name: "former", Connect: former}, sqlstore.Host{Name: "primary", Connect: primary})
+
+		impatient, leave := context.WithCancel(t.Context())
+		left := make(chan error, 1)
+		go func() { _, err := h.Connect(impatient); left <- err }()
+		synctest.Wait()
+		const calls = 3
+		used := make(chan string, calls)
+		for range calls {
+			go func() {
+				c, err := h.Connect(t.Context())
+				if err == nil {
+					_, err = c.Prepare("") // which names the host
+				}
+				used <- err.Error()
+			}()
+		}
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		select {
+		case err := <-left:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("Connect of who left = %v, want context.Canceled", err)
+			}
+		default:
+			t.Error("Connect outlasts its context")
+		}
+		if n := len(used); n > 0 {
+			t.Errorf("%d calls have a connection before the primary has answered", n)
+		}
+		if surveys != 1 {
+			t.Errorf("the primary was asked %d times, want once", surveys)
+		}
+		close(answer)
+		for range calls {
+			if host := <-used; host != "primary" {
+				t.Errorf("a call uses %s, want the primary", host)
+			}
+		}
+	})
 }
 
 func TestUnreachable(t *testing.T) {

@@ -13,106 +13,22 @@ import (
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
+	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
 )
-
-func contextWithTimeout(t testing.TB, d time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), d)
-}
 
 // TestRestart kills the server: calls say ErrUnavailable at once, the first after it is back works, and what was
 // acknowledged is there.
-func TestRestart(t *testing.T) {
-	srv := testserver.MariaDB(t)
-	s := mustOpen(t, address(srv)+"?sweep=1s")
-	rec := testsql.Record("ada", "a", "1")
-	next := testsql.After(rec, testsql.Set("a", "2"))
-	testsql.MustSave(t, s, testsql.ID(1), rec, 0)
-	srv.Stop()
-	if _, err := s.Load(t.Context(), testsql.ID(1)); !errors.Is(err, driver.ErrUnavailable) || !strings.Contains(err.Error(), "is mysqld or mariadbd running there?") {
-		t.Errorf("Load = %v, want ErrUnavailable that asks whether the server runs", err)
-	}
-	for name, err := range map[string]error{
-		"Save": s.Save(t.Context(), testsql.ID(1), next, rec.Revision), "Touch": s.Touch(t.Context(), testsql.ID(1), next, rec.Revision),
-		"Delete": s.Delete(t.Context(), testsql.ID(2)),
-	} {
-		if !errors.Is(err, driver.ErrUnavailable) {
-			t.Errorf("%s = %v, want ErrUnavailable", name, err)
-		}
-	}
-	srv.Restart()
-	testsql.MustSave(t, s, testsql.ID(1), next, rec.Revision)
-	srv.Restart() // while connections are idle
-	testsql.WantStored(t, s, testsql.ID(1), next)
-	srv.Restart()
-	testsql.MustSave(t, s, testsql.ID(1), testsql.After(next), next.Revision)
-}
+func TestRestart(t *testing.T) { kind.Restart(t, "is mysqld or mariadbd running there?") }
 
 // TestAnswerLost cuts connections in mid-answer: a write is never sent twice, a read is.
 func TestAnswerLost(t *testing.T) {
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
-	proxy := testsql.NewProxy(t, srv.Addr)
-	s := mustOpen(t, strings.Replace(address(srv), srv.Addr, proxy.Addr, 1)+"?sweep=never&max_conns=1")
-	rec := testsql.Record("ada", "a", "1")
-	next := testsql.After(rec, testsql.Set("a", "2"))
-	lose := func(name, counter string, f func() error) {
-		t.Helper()
-		for _, c := range testsql.Calls(s) { // so that the connection has all statements
-			if err := c.Do(t.Context()); err != nil && err != c.Want {
-				t.Errorf("%s: %v", c.Name, err)
-			}
-		}
-		before := status(t, admin, counter)
-		proxy.Cut.Store(true)
-		err := f()
-		proxy.Cut.Store(false)
-		if !errors.Is(err, driver.ErrUnavailable) {
-			t.Errorf("%s, answer lost: %v, want ErrUnavailable", name, err)
-		}
-		if n := status(t, admin, counter) - before; n != 1 {
-			t.Errorf("%s was carried out %d times, want once", name, n)
-		}
-	}
-	lose("create", "COM_INSERT", func() error { return s.Save(t.Context(), testsql.ID(3), rec, 0) })
-	testsql.WantStored(t, s, testsql.ID(3), rec)
-	lose("save", "COM_UPDATE", func() error { return s.Save(t.Context(), testsql.ID(3), next, rec.Revision) })
-	testsql.WantStored(t, s, testsql.ID(3), next)
-	lose("delete", "COM_DELETE", func() error { return s.Delete(t.Context(), testsql.ID(3)) })
-	if err := s.Save(t.Context(), testsql.ID(3), testsql.After(next), next.Revision); !errors.Is(err, driver.ErrConflict) {
-		t.Errorf("after Delete: Save = %v, want ErrConflict", err)
-	}
-	testsql.MustSave(t, s, testsql.ID(2), rec, 0)
-	id := testsql.MustInt(t, admin, "SELECT MAX(id) FROM information_schema.processlist WHERE id <> CONNECTION_ID()")
-	testsql.MustExec(t, admin, "KILL "+itoa(id))
-	testsql.WantStored(t, s, testsql.ID(2), rec)
+	kind.AnswerLost(t, srv, admin, func(statement string) int64 { return status(t, admin, "COM_"+strings.ToUpper(statement)) })
 }
 
 // TestCloseFrozen closes a store whose server does not answer.
-func TestCloseFrozen(t *testing.T) {
-	srv := testserver.MariaDB(t)
-	s := mustOpen(t, address(srv)+"?sweep=1s")
-	rec := testsql.Record("ada")
-	testsql.MustSave(t, s, testsql.ID(1), rec, 0)
-	srv.Freeze()
-	defer srv.Thaw()
-	waiting := make(chan error, 1)
-	go func() { // received below
-		_, err := s.Load(context.Background(), testsql.ID(1))
-		waiting <- err
-	}()
-	start := time.Now()
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Errorf("Close = %v", err)
-		}
-	}
-	if d := time.Since(start); d > 20*time.Second {
-		t.Errorf("Close took %v with a server that does not answer", d)
-	}
-	if err := <-waiting; !errors.Is(err, driver.ErrUnavailable) {
-		t.Errorf("a call under way: %v, want ErrUnavailable", err)
-	}
-}
+func TestCloseFrozen(t *testing.T) { kind.CloseFrozen(t) }
 
 // TestFailover names two hosts: the store uses the one that takes writes, whichever it is, and finds the other when that
 // changes.
@@ -125,7 +41,7 @@ func TestFailover(t *testing.T) {
 		testsql.MustExec(t, admin, "GRANT ALL ON holdfast.* TO plain@'%'")
 	}
 	both := "mysql://plain:s3cret@" + a.Addr + "," + b.Addr + "/holdfast?sweep=never"
-	everything := strings.Replace(address(a), a.Addr, a.Addr+","+b.Addr, 1) + "?sweep=never"
+	everything := address(a, b) + "?sweep=never"
 	readOnly := func(t *testing.T, on ...any) {
 		t.Helper()
 		testsql.MustExec(t, adminA, "SET GLOBAL read_only = ?", on[0])
@@ -158,7 +74,7 @@ func TestFailover(t *testing.T) {
 	}
 
 	readOnly(t, 1, 1)
-	s2, err := openErr(t, both)
+	s2, err := mysql.Open(t.Context(), both)
 	testsql.WantOpenError(t, "all read-only", err, "no host takes writes", true)
 	if s2 != nil {
 		t.Fatal("opened")
@@ -175,7 +91,7 @@ func TestFailover(t *testing.T) {
 	testsql.WantStored(t, s3, testsql.ID(3), rec)
 
 	b.Freeze()
-	ctx, cancel := contextWithTimeout(t, time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := s.Load(ctx, testsql.ID(3)); !errors.Is(err, driver.ErrUnavailable) {
 		t.Errorf("one host down, one frozen: Load = %v, want ErrUnavailable", err)
@@ -229,7 +145,7 @@ func TestGaleraNode(t *testing.T) {
 	if _, err := os.Stat(provider); err != nil {
 		t.Skip("NOT RUN: TestGaleraNode needs " + provider + " (Debian: apt-get install galera-4)")
 	}
-	_, port, err := net.SplitHostPort(mustFreeAddr(t))
+	_, port, err := net.SplitHostPort(testserver.FreeAddr(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +158,7 @@ func TestGaleraNode(t *testing.T) {
 	testsql.MustExec(t, admin, "SET GLOBAL general_log = 1")
 	testsql.MustExec(t, admin, "SET GLOBAL log_output = 'TABLE'")
 	mustOpen(t, address(other))
-	s := mustOpen(t, strings.Replace(address(node), node.Addr, node.Addr+","+other.Addr, 1)+"?sweep=never")
+	s := mustOpen(t, address(node, other)+"?sweep=never")
 	alone := mustOpen(t, address(node)+"?sweep=never")
 	for _, c := range testsql.Calls(s) {
 		if err := c.Do(t.Context()); !errors.Is(err, c.Want) {

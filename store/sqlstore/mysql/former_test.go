@@ -4,10 +4,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testfault"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
 )
@@ -18,12 +16,8 @@ import (
 func TestFormerPrimary(t *testing.T) {
 	t.Parallel()
 	pair := testserver.MariaDBPair(t)
-	both := strings.Replace(address(pair.Primary), pair.Primary.Addr, pair.Primary.Addr+","+pair.Replica.Addr, 1) + "?sweep=never"
-	l := testfault.NewLoad(t, testfault.LoadOptions{Patience: time.Second}, mustOpen(t, both), mustOpen(t, both))
-	l.Acked(testserver.Scale(300, 5000))
-	pair.Primary.Stop()
-	pair.Promote()
-	l.Recovered(testserver.Scale(100, 2000))
+	both := address(pair.Primary, pair.Replica) + "?sweep=never"
+	l := kind.Promoted(t, pair)
 	replicaOnly := address(pair.Replica) + "?sweep=never"
 
 	pair.Primary.Restart() // read-only
@@ -49,9 +43,5 @@ func TestFormerPrimary(t *testing.T) {
 	}
 	testsql.WantStored(t, after, testsql.ID(1), rec)
 
-	r := l.Audit(mustOpen(t, replicaOnly))
-	t.Log(r)
-	if r.Wrong+r.Late > 0 {
-		t.Errorf("want no wrong answers: %q", r.Wrongs)
-	}
+	testsql.WantRight(t, l, mustOpen(t, replicaOnly))
 }

@@ -3,20 +3,8 @@ package mysql_test
 import (
 	"database/sql"
 	"fmt"
-	"net"
 	"testing"
 )
-
-// mustFreeAddr returns an address where nobody listens.
-func mustFreeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
 
 // cutAll has a server end all connections but that of admin and its replicas': also those that are just logging in.
 func cutAll(t testing.TB, admin *sql.DB) {

@@ -1,6 +1,7 @@
 package mysql_test
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -197,7 +198,7 @@ func TestLockWait(t *testing.T) {
 	if _, err := tx.Exec("UPDATE " + testsql.Table + " SET seen = seen + 1"); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := contextWithTimeout(t, 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := s.Save(ctx, testsql.ID(1), testsql.After(rec), rec.Revision); !errors.Is(err, driver.ErrUnavailable) {
 		t.Errorf("Save of a locked row = %v, want ErrUnavailable", err)

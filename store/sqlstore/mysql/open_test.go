@@ -4,75 +4,19 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
-	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
 )
 
-func itoa(n int64) string { return strconv.FormatInt(n, 10) }
-
-func openErr(t testing.TB, url string) (*sqlstore.Store, error) { return mysql.Open(t.Context(), url) }
-
 func TestURL(t *testing.T) {
-	dir := t.TempDir()
-	empty := filepath.Join(dir, "empty")
-	if err := os.WriteFile(empty, []byte("\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cert := testserver.NewCertificates(t)
-	for _, tt := range []struct{ url, want string }{
-		{"", "want mysql://"},
-		{"localhost", "want mysql://"},
-		{"http://u@h/db", "want mysql://"},
-		{"mysql:u@h/db", "want mysql://"},
-		{"mysql://u@/db", "no host"},
-		{"mysql://u@h", "names no database"},
-		{"mysql://u@h/a/b", "names no database"},
-		{"mysql://h/db", "names no user"},
-		{"mysql://u@h:0/db", "port 0"},
-		{"mysql://u@h,,h2/db", "number 2 is empty"},
-		{"mysql://u@h,h:3306/db", "given twice"},
-		{"mysql://u@h/db?tabel=x", `option "tabel" unknown, did you mean "table"?`},
-		{"mysql://u@h/db?sslmode=require", "unknown, did you mean"},
-		{"mysql://u@h/db?table=a&table=b", "given 2 times"},
-		{"mysql://u@h/db?table=a.b", "small letters"},
-		{"mysql://u@h/db?table=Sessions", "small letters"},
-		{"mysql://u@h/db?table=a%60b", "small letters"},
-		{"mysql://u@h/db?table=" + strings.Repeat("a", 49), "small letters"},
-		{"mysql://u@h/db?sweep=0s", "want a duration between 1s and 24h"},
-		{"mysql://u@h/db?sweep=off", "want a duration"},
-		{"mysql://u@h/db?max_conns=0", "between 1 and 1000"},
-		{"mysql://u@h/db?connect_timeout=1h", "want a duration"},
-		{"mysql://u@h/db?prepare=no", "want true or false"},
-		{"mysql://u@h/db?engine=myisam", "want innodb or memory"},
-		{"mysql://u@h/db?unlogged=true", "unknown"},
-		{"mysql://u@h/db?tls=require", "want off, verify, or insecure"},
-		{"mysql://u@h/db?tls=off&ca_file=" + cert.CAFile, "want tls=verify"},
-		{"mysql://u@h/db?ca_file=/nonexistent", "no such file"},
-		{"mysql://u@h/db?ca_file=" + empty, "no certificate"},
-		{"mysql://u@h/db?server_name=", "it is empty"},
-		{"mysql://u@h/db?cert_file=" + cert.CertFile, "want both or neither"},
-		{"mysql://u@h/db?cert_file=" + cert.KeyFile + "&key_file=" + cert.CertFile, "cert_file and key_file"},
-		{"mysql://u@h/db?password_file=/nonexistent", "no such file"},
-		{"mysql://u@h/db?password_file=" + empty, "is empty"},
-		{"mysql://u:s3cret@h/db?password_file=" + cert.CAFile, "want one of them"},
-		{"mysql://u@h/db?password=s3cret", "password_file="},
-		{"mysql://u:s3cret#hunter2@h/db", "%23"},
-		{"mysql://u:s3cret/hunter2@h/db", "%40"},
-		{"mysql://u:s3cret?hunter2@h/db", "%40"},
-		{"mysql://u:s3cret%@h/db", "malformed"},
-	} {
-		_, err := openErr(t, tt.url)
-		testsql.WantOpenError(t, tt.url, err, tt.want, false)
-		if _, err := mysql.Schema(tt.url); err == nil {
-			t.Errorf("Schema(%s) succeeds", tt.url)
-		}
-	}
+	kind.BadURLs(t, mysql.Schema,
+		testsql.BadURL{URL: "mysql://u@h,h:3306/db", Want: "given twice"},
+		testsql.BadURL{URL: "mysql://u@h/db?engine=myisam", Want: "want innodb or memory"},
+		testsql.BadURL{URL: "mysql://u@h/db?unlogged=true", Want: "unknown"})
 }
 
 func TestOpenErrors(t *testing.T) {
@@ -103,7 +47,7 @@ func TestOpenErrors(t *testing.T) {
 		want        string
 		unavailable bool
 	}{
-		{"nobody listens", "mysql://u:s3cret@" + mustFreeAddr(t) + "/db", "connection refused; is mysqld or mariadbd running there?", true},
+		{"nobody listens", "mysql://u:s3cret@" + testserver.FreeAddr(t) + "/db", "connection refused; is mysqld or mariadbd running there?", true},
 		{"no such host", "mysql://u:s3cret@no-such-host.invalid/db", `host "no-such-host.invalid" cannot be resolved`, true},
 		{"wrong password", with("holdfast:wr0ng", "/holdfast"), "wrong user or password", false},
 		{"wrong user", with("hunter:s3cret", "/holdfast"), "wrong user or password", false},
@@ -129,7 +73,7 @@ func TestOpenErrors(t *testing.T) {
 			if tt.name == "reads only" {
 				mustOpen(t, address(srv)+"?table=newer2")
 			}
-			_, err := openErr(t, tt.url)
+			_, err := mysql.Open(t.Context(), tt.url)
 			testsql.WantOpenError(t, tt.url, err, tt.want, tt.unavailable)
 		})
 	}
@@ -150,7 +94,7 @@ func TestRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	testsql.MustExec(t, admin, "GRANT SELECT, INSERT, UPDATE, DELETE ON holdfast.holdfast_sessions TO app@'%'")
-	_, err := openErr(t, url)
+	_, err := mysql.Open(t.Context(), url)
 	testsql.WantOpenError(t, "no right to the second table", err, "GRANT SELECT, UPDATE ON holdfast.holdfast_sessions_meta TO app", false)
 	testsql.MustExec(t, admin, "GRANT SELECT, UPDATE ON holdfast.holdfast_sessions_meta TO app@'%'")
 	s := mustOpen(t, url)

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
-	"github.com/holdfast-sessions/holdfast/internal/testfault"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
 )
@@ -18,13 +16,9 @@ import (
 func TestFormerPrimary(t *testing.T) {
 	t.Parallel()
 	pair := testserver.PostgresPair(t)
-	both := strings.Replace(address(pair.Primary), pair.Primary.Addr, pair.Primary.Addr+","+pair.Replica.Addr, 1) + "?sweep=never"
+	both := address(pair.Primary, pair.Replica) + "?sweep=never"
 	// The load's stores know of the promotion as they were there. The others are opened after it.
-	l := testfault.NewLoad(t, testfault.LoadOptions{Patience: time.Second}, mustOpen(t, both), mustOpen(t, both))
-	l.Acked(testserver.Scale(300, 5000))
-	pair.Primary.Stop()
-	pair.Promote()
-	l.Recovered(testserver.Scale(100, 2000))
+	l := kind.Promoted(t, pair)
 
 	pair.Return()
 	if n := testsql.MustInt(t, mustAdmin(t, pair.Primary), "SELECT CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END"); n != 0 {
@@ -37,7 +31,7 @@ func TestFormerPrimary(t *testing.T) {
 	testsql.WantStored(t, alone, testsql.ID(1), rec)
 	admin := mustAdmin(t, pair.Replica)
 	for range testserver.Scale(5, 50) {
-		testsql.MustExec(t, admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holdfast'")
+		cutAll(t, admin)
 		l.Acked(testserver.Scale(50, 500))
 	}
 
@@ -57,14 +51,10 @@ func TestFormerPrimary(t *testing.T) {
 	testsql.MustExec(t, admin, "GRANT SELECT, INSERT, UPDATE, DELETE ON holdfast_sessions TO plain")
 	testsql.MustExec(t, admin, "GRANT SELECT, UPDATE ON holdfast_sessions_meta TO plain")
 	plain := strings.Replace(address(pair.Replica), testserver.DatabaseUser+":", "plain:", 1)
-	plain = strings.Replace(plain, pair.Replica.Addr, pair.Replica.Addr+","+mustFreeAddr(t), 1)
+	plain = strings.Replace(plain, pair.Replica.Addr, pair.Replica.Addr+","+testserver.FreeAddr(t), 1)
 	if _, err := mustOpen(t, plain+"?sweep=never").Load(context.Background(), testsql.ID(1)); err != nil {
 		t.Errorf("without the right to ask for the timeline: Load = %v", err)
 	}
 
-	r := l.Audit(mustOpen(t, both))
-	t.Log(r)
-	if r.Wrong+r.Late > 0 {
-		t.Errorf("want no wrong answers: %q", r.Wrongs)
-	}
+	testsql.WantRight(t, l, mustOpen(t, both))
 }

@@ -1,36 +1,9 @@
 package postgres_test
 
 import (
-	"net"
-	"regexp"
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/postgres"
 )
 
-var tableName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,47}$`)
-
-// FuzzURL proves that whatever a URL says, it is refused or names hosts that can be dialled and a table whose name can be
-// written into a statement.
-func FuzzURL(f *testing.F) {
-	for _, url := range []string{
-		"postgres://u:p@h/db", "postgres://u:p@h1,h2:1,[::1]:2/db?table=t&sweep=never&max_conns=3&prepare=false", "postgres://u@h/db?tls=verify&server_name=x",
-		"postgres://u:%zz@h/db", "postgres://u@h:99999/db", "postgres://u@h/db?table=a'b", "postgres:", "", "postgres://u@h/db?connect_timeout=1s&connect_timeout=2s",
-	} {
-		f.Add(url)
-	}
-	f.Fuzz(func(t *testing.T, url string) {
-		addrs, table, err := postgres.Parse(url)
-		if err != nil {
-			return
-		}
-		if len(addrs) == 0 || !tableName.MatchString(table) {
-			t.Errorf("%q: hosts %q, table %q", url, addrs, table)
-		}
-		for _, addr := range addrs {
-			if _, _, err := net.SplitHostPort(addr); err != nil {
-				t.Errorf("%q: host %q: %v", url, addr, err)
-			}
-		}
-	})
-}
+func FuzzURL(f *testing.F) { kind.FuzzURL(f, postgres.Parse) }

@@ -4,74 +4,18 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
-	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/postgres"
 )
 
-func openErr(t testing.TB, url string) (*sqlstore.Store, error) {
-	return postgres.Open(t.Context(), url)
-}
-
 func TestURL(t *testing.T) {
-	dir := t.TempDir()
-	empty := filepath.Join(dir, "empty")
-	if err := os.WriteFile(empty, []byte("\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cert := testserver.NewCertificates(t)
-	for _, tt := range []struct{ url, want string }{
-		{"", "want postgres://"},
-		{"localhost", "want postgres://"},
-		{"http://u@h/db", "want postgres://"},
-		{"postgres:u@h/db", "want postgres://"},
-		{"postgres://u@/db", "no host"},
-		{"postgres://u@h", "names no database"},
-		{"postgres://u@h/a/b", "names no database"},
-		{"postgres://h/db", "names no user"},
-		{"postgres://u@h:0/db", "port 0"},
-		{"postgres://u@h,,h2/db", "number 2 is empty"},
-		{"postgres://u@h,h:5432/db", "given twice"},
-		{"postgres://u@h/db?tabel=x", `option "tabel" unknown, did you mean "table"?`},
-		{"postgres://u@h/db?sslmode=require", "unknown, did you mean"},
-		{"postgres://u@h/db?table=a&table=b", "given 2 times"},
-		{"postgres://u@h/db?table=a.b", "small letters"},
-		{"postgres://u@h/db?table=Sessions", "small letters"},
-		{"postgres://u@h/db?table=a%60b", "small letters"},
-		{"postgres://u@h/db?table=" + strings.Repeat("a", 49), "small letters"},
-		{"postgres://u@h/db?sweep=0s", "want a duration between 1s and 24h"},
-		{"postgres://u@h/db?sweep=off", "want a duration"},
-		{"postgres://u@h/db?max_conns=0", "between 1 and 1000"},
-		{"postgres://u@h/db?connect_timeout=1h", "want a duration"},
-		{"postgres://u@h/db?prepare=no", "want true or false"},
-		{"postgres://u@h/db?engine=memory", "unknown"},
-		{"postgres://u@h/db?unlogged=yes", "want true or false"},
-		{"postgres://u@h/db?tls=require", "want off, verify, or insecure"},
-		{"postgres://u@h/db?tls=off&ca_file=" + cert.CAFile, "want tls=verify"},
-		{"postgres://u@h/db?ca_file=/nonexistent", "no such file"},
-		{"postgres://u@h/db?ca_file=" + empty, "no certificate"},
-		{"postgres://u@h/db?server_name=", "it is empty"},
-		{"postgres://u@h/db?cert_file=" + cert.CertFile, "want both or neither"},
-		{"postgres://u@h/db?cert_file=" + cert.KeyFile + "&key_file=" + cert.CertFile, "cert_file and key_file"},
-		{"postgres://u@h/db?password_file=/nonexistent", "no such file"},
-		{"postgres://u@h/db?password_file=" + empty, "is empty"},
-		{"postgres://u:s3cret@h/db?password_file=" + cert.CAFile, "want one of them"},
-		{"postgres://u@h/db?password=s3cret", "password_file="},
-		{"postgres://u:s3cret#hunter2@h/db", "%23"},
-		{"postgres://u:s3cret/hunter2@h/db", "%40"},
-		{"postgres://u:s3cret?hunter2@h/db", "%40"},
-		{"postgres://u:s3cret%@h/db", "malformed"},
-	} {
-		_, err := openErr(t, tt.url)
-		testsql.WantOpenError(t, tt.url, err, tt.want, false)
-		if _, err := postgres.Schema(tt.url); err == nil {
-			t.Errorf("Schema(%s) succeeds", tt.url)
-		}
-	}
+	kind.BadURLs(t, postgres.Schema,
+		testsql.BadURL{URL: "postgres://u@h,h:5432/db", Want: "given twice"},
+		testsql.BadURL{URL: "postgres://u@h/db?engine=memory", Want: "unknown"},
+		testsql.BadURL{URL: "postgres://u@h/db?unlogged=yes", Want: "want true or false"})
 }
 
 func TestOpenErrors(t *testing.T) {
@@ -102,7 +46,7 @@ func TestOpenErrors(t *testing.T) {
 		want        string
 		unavailable bool
 	}{
-		{"nobody listens", "postgres://u:s3cret@" + mustFreeAddr(t) + "/db", "connection refused; is postgres running there?", true},
+		{"nobody listens", "postgres://u:s3cret@" + testserver.FreeAddr(t) + "/db", "connection refused; is postgres running there?", true},
 		{"no such host", "postgres://u:s3cret@no-such-host.invalid/db", `host "no-such-host.invalid" cannot be resolved`, true},
 		{"wrong password", with("holdfast:wr0ng", "/holdfast"), "wrong user or password", false},
 		{"no password", with("holdfast", "/holdfast"), "wrong user or password", false},
@@ -126,7 +70,7 @@ func TestOpenErrors(t *testing.T) {
 		{"wrong name", "postgres://holdfast:s3cret@" + secure.Addr + "/holdfast" + ca + "&server_name=other", "certificate", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := openErr(t, tt.url)
+			_, err := postgres.Open(t.Context(), tt.url)
 			testsql.WantOpenError(t, tt.url, err, tt.want, tt.unavailable)
 		})
 	}
@@ -147,7 +91,7 @@ func TestRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	testsql.MustExec(t, admin, `GRANT SELECT, INSERT, UPDATE, DELETE ON holdfast_sessions TO "o'app"`)
-	_, err := openErr(t, url)
+	_, err := postgres.Open(t.Context(), url)
 	testsql.WantOpenError(t, "no right to the second table", err, `GRANT SELECT, UPDATE ON holdfast_sessions_meta TO "o'app"`, false)
 	testsql.MustExec(t, admin, `GRANT SELECT, UPDATE ON holdfast_sessions_meta TO "o'app"`)
 	s := mustOpen(t, url)

@@ -19,12 +19,18 @@ import (
 
 func mustAdmin(t testing.TB, srv *testserver.Server) *sql.DB {
 	t.Helper()
-	db, err := sql.Open("pgx", address(srv)+"?sslmode=disable")
+	db, err := sql.Open("pgx", "postgres://"+testserver.DatabaseUser+":"+testserver.DatabasePassword+"@"+srv.Addr+"/"+testserver.Database+"?sslmode=disable")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
 	return db
+}
+
+// cutAll has a server end all connections of stores.
+func cutAll(t testing.TB, admin *sql.DB) {
+	t.Helper()
+	testsql.MustExec(t, admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holdfast'")
 }
 
 // counted is a server that counts statements.

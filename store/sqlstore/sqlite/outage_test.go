@@ -10,9 +10,6 @@ import (
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
 )
 
-// down is what a store says whose database does not answer its calls.
-var down = testfault.Fault{Load: driver.ErrUnavailable, Create: driver.ErrUnavailable, Write: driver.ErrUnavailable, Delete: driver.ErrUnavailable}
-
 // TestOutages causes what can happen to a file, while visitors are at work. It has no server that could be killed, and no
 // connections that could be cut.
 func TestOutages(t *testing.T) {
@@ -31,9 +28,9 @@ func TestOutages(t *testing.T) {
 		return f
 	}
 	lock := outage(t, path)
-	locked := down
+	locked := testfault.Down
 	locked.Name, locked.Cause = "locked by another process", func(t testing.TB) func() { return lock(t, nil) }
-	deletes := down // names no other column
+	deletes := testfault.Down // names no other column
 	deletes.Delete = nil
 	testfault.Outages(t, testfault.Target{
 		NoProxy: true, Keeps: true,
@@ -42,7 +39,7 @@ func TestOutages(t *testing.T) {
 			locked,
 			fault("a writer that does not end", testfault.Fault{Create: driver.ErrUnavailable, Write: driver.ErrUnavailable, Delete: driver.ErrUnavailable},
 				"BEGIN IMMEDIATE", "ROLLBACK"),
-			fault("table gone", down, "ALTER TABLE holdfast_sessions RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO holdfast_sessions"),
+			fault("table gone", testfault.Down, "ALTER TABLE holdfast_sessions RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO holdfast_sessions"),
 			fault("wrong schema", deletes, "ALTER TABLE holdfast_sessions RENAME revision TO version", "ALTER TABLE holdfast_sessions RENAME version TO revision"),
 			{Name: "disk full", Bytes: 8 << 20, Create: driver.ErrUnavailable, Write: testfault.ErrEither, Delete: testfault.ErrEither,
 				Cause: func(testing.TB) func() {

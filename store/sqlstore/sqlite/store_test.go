@@ -9,7 +9,6 @@ import (
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
-	"github.com/holdfast-sessions/holdfast/store/sqlstore"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/sqlite"
 	"github.com/holdfast-sessions/holdfast/storetest"
 )
@@ -30,27 +29,10 @@ func TestStore(t *testing.T) {
 		testsql.MustExec(t, admin, "DELETE FROM "+testsql.Table)
 		return open(t)
 	}, storetest.Options{
-		Peer: func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
-		Reopen: func(t testing.TB, s driver.Store) driver.Store {
-			if err := s.Close(); err != nil {
-				t.Errorf("Close = %v", err)
-			}
-			return open(t)
-		},
+		Peer:   func(t testing.TB, _ driver.Store) driver.Store { return open(t) },
+		Reopen: testsql.Reopen(open),
 		Outage: outage(t, path),
 	})
 }
 
-func mustOpen(t testing.TB, url string) *sqlstore.Store {
-	t.Helper()
-	s, err := sqlite.Open(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Errorf("Close = %v", err)
-		}
-	})
-	return s
-}
+var mustOpen = testsql.Kind{Open: sqlite.Open}.MustOpen
