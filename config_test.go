@@ -111,7 +111,7 @@ func TestCapabilities(t *testing.T) {
 		max   int
 		want  holdfast.Capabilities
 	}{
-		{"memory", mem, 0, holdfast.Capabilities{Store: mem.Describe(), Merge: true, List: true, Sweep: true, Stat: true, Revoke: true, MaxBytes: 1 << 20}},
+		{"memory", mem, 0, holdfast.Capabilities{Store: mem.Describe(), Merge: true, Watch: true, List: true, Sweep: true, Stat: true, Revoke: true, MaxBytes: 1 << 20}},
 		{"plain", tapped{Store: mem}, 0, holdfast.Capabilities{Revoke: true, MaxBytes: 1 << 20}},
 		{"toucher", tappedToucher{tappedMerger{tapped{Store: mem}}}, 0, holdfast.Capabilities{Merge: true, Touch: true, Revoke: true, MaxBytes: 1 << 20}},
 		{"small", small, 0, holdfast.Capabilities{Store: d, Revoke: true, MaxBytes: 5000}},

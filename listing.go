@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -297,6 +298,7 @@ func (m *Manager) recall(ctx context.Context, id driver.ID, enough func(listing)
 	if ok && enough(l) {
 		return l, nil
 	}
+	m.watch()
 	asked := time.Now()
 	rec, err := m.load(ctx, id)
 	switch {
@@ -318,21 +320,25 @@ func (m *Manager) recall(ctx context.Context, id driver.ID, enough func(listing)
 type listings struct {
 	mu    sync.Mutex // mu guards the fields below
 	m     map[driver.ID]listing
-	turns uint64 // counts drops, so that what was loaded before one is not put after it
 	swept time.Time
+	// turns counts drops, by the last byte of the ID: what was loaded before one is not put after it. A drop of one
+	// record keeps one in 256 others out, which are loaded once more.
+	turns [256]uint64
 }
+
+func (l *listings) turn(id driver.ID) *uint64 { return &l.turns[id[len(id)-1]] }
 
 func (l *listings) get(id driver.ID) (found listing, turn uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	found, ok = l.m[id]
-	return found, l.turns, ok && time.Since(found.asked) < listingAge
+	return found, *l.turn(id), ok && time.Since(found.asked) < listingAge
 }
 
 func (l *listings) put(id driver.ID, turn uint64, found listing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if turn != l.turns {
+	if turn != *l.turn(id) {
 		return
 	}
 	if time.Since(l.swept) > time.Second {
@@ -352,10 +358,94 @@ func (l *listings) put(id driver.ID, turn uint64, found listing) {
 	l.m[id] = found
 }
 
-// drop forgets a record that this server has changed.
-func (l *listings) drop(id driver.ID) {
+// drop forgets a record that was changed, and reports whether it was there.
+func (l *listings) drop(id driver.ID) (was bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	_, was = l.m[id]
 	delete(l.m, id)
-	l.turns++
+	*l.turn(id)++
+	return was
+}
+
+// dropAll forgets all records, as any of them may have been changed.
+func (l *listings) dropAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.m)
+	for i := range l.turns {
+		l.turns[i]++
+	}
+}
+
+// watchAgain is how long after a store said that it cannot watch it is asked again: what was wrong may be mended.
+const watchAgain = time.Minute
+
+// watching is the goroutine that watches the user records. The zero value is ready.
+type watching struct {
+	begin sync.Once          // done by what begins it, or by close
+	end   context.CancelFunc // set in begin; may be nil
+	runs  sync.WaitGroup
+}
+
+func (w *watching) close() {
+	w.begin.Do(func() {}) // nothing begins any more
+	if w.end != nil {
+		w.end()
+	}
+	w.runs.Wait()
+}
+
+// watch has what is remembered of user records dropped as soon as their store tells of a change, from now until Close, or
+// that of the store. No bound rests on it: listingAge holds with and without.
+func (m *Manager) watch() {
+	if m.watcher == nil {
+		return
+	}
+	m.watching.begin.Do(func() {
+		ctx, end := context.WithCancel(context.Background())
+		m.watching.end = end
+		m.watching.runs.Go(func() { m.watchUsers(ctx) })
+	})
+}
+
+func (m *Manager) watchUsers(ctx context.Context) {
+	log, said := m.config.Logger.With("store", m.description.Name), ""
+	for {
+		err := m.watcher.Watch(ctx, m.userChanged, func(whole bool) { m.watchIs(whole, log) })
+		if ctx.Err() != nil || errors.Is(err, driver.ErrClosed) {
+			return
+		}
+		if text := fmt.Sprint(err); text != said {
+			said = text
+			log.Warn("user records cannot be watched: sessions ended on another server are accepted for up to 5 s", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watchAgain):
+		}
+	}
+}
+
+// userChanged drops what is remembered of a record, of which the store says that it has changed.
+func (m *Manager) userChanged(id driver.ID) {
+	if m.listings.drop(id) {
+		m.counters.pushed.Add(1)
+	}
+}
+
+// watchIs is told when changes begin to be told, and when some may not be. Then what is remembered stays good for the rest
+// of its listingAge, as with a store that tells nothing: dropping it would make no bound shorter, and refuse everybody who
+// is logged in at the first moment of an outage.
+func (m *Manager) watchIs(whole bool, log *slog.Logger) {
+	if !whole {
+		m.counters.watchLosses.Add(1)
+		log.Warn("watch of user records lost: sessions ended on another server are accepted for up to 5 s")
+		return
+	}
+	m.listings.dropAll()
+	if m.counters.watchLosses.Load() > 0 {
+		log.Info("user records are watched again")
+	}
 }

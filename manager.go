@@ -61,6 +61,8 @@ type Manager struct {
 	sealerDescription driver.Description
 	maxToken          int
 	listings          listings
+	watcher           driver.Watcher // nil if the store has none, or needs none
+	watching          watching
 
 	warnedPlain atomic.Bool
 }
@@ -98,11 +100,20 @@ func newManager(store driver.Store, c Config) *Manager {
 	return m
 }
 
+// Close ends what the Manager does in the background, and waits for it: with sealed sessions it watches the user records,
+// once the first is remembered, if their store can tell of changes (Capabilities.Watch). Closing that store ends it too.
+// Closing twice is allowed. Requests are served afterwards as with a store that cannot tell.
+func (m *Manager) Close() error {
+	m.watching.close()
+	return nil
+}
+
 // Capabilities says what a Manager's store can do.
 type Capabilities struct {
 	Store    driver.Description
 	Merge    bool // lays changes over a record by itself
 	Touch    bool // extends a record without rewriting it
+	Watch    bool // tells what is changed on other servers
 	List     bool // lists all records
 	Sweep    bool // removes at once what has expired
 	Stat     bool // says how much it keeps
@@ -115,11 +126,12 @@ type Capabilities struct {
 
 // Capabilities says what the Manager's store can do.
 func (m *Manager) Capabilities() Capabilities {
-	_, lists := m.store.(driver.Lister) // all false where there is no store
+	_, watches := m.store.(driver.Watcher) // all false where there is no store
+	_, lists := m.store.(driver.Lister)
 	_, sweeps := m.store.(driver.Sweeper)
 	_, counts := m.store.(driver.Stater)
 	c := Capabilities{
-		Store: m.description, Merge: m.merger != nil, Touch: m.toucher != nil, List: lists, Sweep: sweeps, Stat: counts,
+		Store: m.description, Merge: m.merger != nil, Touch: m.toucher != nil, Watch: watches, List: lists, Sweep: sweeps, Stat: counts,
 		MaxBytes: m.config.MaxBytes, Revoke: m.store != nil,
 	}
 	if m.sealed() {
@@ -283,6 +295,8 @@ type Stats struct {
 	Replayed                            uint64 // sealed tokens older than Config.Strict accepts
 	FailedOpen                          uint64 // requests accepted by Config.FailOpen
 	Spills                              uint64 // fields of sealed sessions moved to the store, see Config.Spill
+	Pushed                              uint64 // user records forgotten as their store told of a change
+	WatchLosses                         uint64 // times that it could not tell any more, until it could again
 }
 
 // counters is Stats being counted.
@@ -291,7 +305,7 @@ type counters struct {
 	created, renewed, ended, lost, unlisted, evicted               atomic.Uint64
 	unknown, malformed, duplicate, oversized, corrupt              atomic.Uint64
 	seals, tampered, foreign, retired, expired                     atomic.Uint64
-	incomplete, replayed, failedOpen, spills                       atomic.Uint64
+	incomplete, replayed, failedOpen, spills, pushed, watchLosses  atomic.Uint64
 }
 
 // Stats returns the counts. It may be called concurrently.
@@ -306,6 +320,7 @@ func (m *Manager) Stats() Stats {
 		Duplicate: c.duplicate.Load(), Oversized: c.oversized.Load(), Corrupt: c.corrupt.Load(),
 		Seals: c.seals.Load(), Tampered: c.tampered.Load(), Foreign: c.foreign.Load(), Retired: c.retired.Load(),
 		Expired: c.expired.Load(), Incomplete: c.incomplete.Load(), Replayed: c.replayed.Load(), FailedOpen: c.failedOpen.Load(), Spills: c.spills.Load(),
+		Pushed: c.pushed.Load(), WatchLosses: c.watchLosses.Load(),
 	}
 }
 

@@ -36,7 +36,8 @@ const (
 
 // NewSealed returns a Manager whose sessions are in the tokens that s makes. users keeps the user records, in any store
 // that all servers share: by them sessions are taken back (Logout, Revoke, RevokeUser, RevokeAll, limits), on each server
-// at most 5 seconds after. It stays the caller's, who closes it after the last request.
+// at most 5 seconds after, and usually at once where the store tells of changes (Capabilities.Watch). It stays the caller's,
+// who closes it after the last request; that, or Manager.Close, ends the goroutine that watches it.
 //
 // users may be nil. Then a token is good until it expires, whatever Logout says: Revoke, RevokeUser, RevokeAll and List
 // return ErrUnsupported, and a warning is logged now.
@@ -63,6 +64,7 @@ func NewSealed(s driver.Sealer, users driver.Store, c Config) (*Manager, error) 
 	}
 	m := newManager(users, c)
 	m.sealer, m.sealerDescription = s, s.Describe()
+	m.watcher, _ = users.(driver.Watcher)
 	m.maxToken = m.sealerDescription.MaxBytes
 	if !c.DisableCookie {
 		m.maxToken = min(m.maxToken, maxChunks*(maxCookie-512))

@@ -92,18 +92,31 @@ func mustSealed(t testing.TB, s driver.Sealer, users driver.Store, c holdfast.Co
 	return m
 }
 
-// onServers calls f with two servers that share users' records, without and with Config.Strict.
+// onServers calls f with two servers that share users' records, without and with Config.Strict, in a store that tells
+// nothing and in one that tells of changes.
 func onServers(t *testing.T, f func(t *testing.T, s *fakeSealer, users *memory.Store, a, b *holdfast.Manager)) {
 	for _, strict := range []bool{false, true} {
-		t.Run(fmt.Sprintf("strict=%v", strict), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, users := newFakeSealer(), mustMemory(t)
-				c := holdfast.Config{Strict: strict}
-				f(t, s, users, mustSealed(t, s, users, c), mustSealed(t, s, users, c))
+		for _, watched := range []bool{false, true} {
+			t.Run(fmt.Sprintf("strict=%v/watched=%v", strict, watched), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s, users := newFakeSealer(), mustMemory(t)
+					var store driver.Store = users
+					if !watched {
+						store = unwatched{users}
+					}
+					c := holdfast.Config{Strict: strict}
+					f(t, s, users, mustSealed(t, s, store, c), mustSealed(t, s, store, c))
+				})
 			})
-		})
+		}
 	}
 }
+
+// unwatched is a store that tells nothing.
+type unwatched struct{ *memory.Store }
+
+// Watch is in the way of the store's, and no driver.Watcher.
+func (unwatched) Watch() {}
 
 func (v *visitor) at(m *holdfast.Manager) *visitor { v.m = m; return v }
 

@@ -1,7 +1,7 @@
 // Package driver is the contract between Holdfast and the stores that keep sessions.
 //
-// A store implements [Store], four methods, and may implement [Merger], [Toucher], [Lister], [Sweeper], [Stater] and
-// [Describer] to do more than the Manager can do for it. Everything else (tokens, cookies, timeouts,
+// A store implements [Store], four methods, and may implement [Merger], [Toucher], [Watcher], [Lister], [Sweeper], [Stater]
+// and [Describer] to do more than the Manager can do for it. Everything else (tokens, cookies, timeouts,
 // login, limits, retries, encryption) is written once, above this package, and holds for every store.
 //
 // The package imports the standard library only. Package storetest proves a store against it:
@@ -156,6 +156,23 @@ type Toucher interface {
 	Touch(ctx context.Context, id ID, next Record, prev uint64) error
 }
 
+// Watcher is a store that tells what changes in it, whoever changes it, so that caches above it can drop what they have.
+type Watcher interface {
+	// Watch tells of changes until ctx ends or the store is closed, and returns ctx's error or ErrClosed then. It waits out
+	// outages by itself. Any other error says why the store cannot watch at all, such as a right that is missing.
+	//
+	// It calls whole with true when it has begun, and from then on changed for every record that is saved, merged or
+	// deleted, at least once, also for what is done through this Store; for touches, and for what expires or is dropped,
+	// it may or may not, and also for what did not change. When changed is called, a Load that begins now finds the
+	// record as the change left it, or later. Where changes may have been missed it calls whole with false, and with
+	// true when that is over: what was loaded before any call of whole may be out of date. From a change to the call of
+	// changed, or of whole with false, it takes at most Description.WatchDelay.
+	//
+	// Several goroutines may call changed at once; calls of whole come one after the other, true and false in turn. Both
+	// must be quick, and call neither the store nor what ends ctx. None is called after Watch has returned.
+	Watch(ctx context.Context, changed func(ID), whole func(bool)) error
+}
+
 // Lister is a store that can list everything it keeps, for operators.
 type Lister interface {
 	// List yields every record that exists during the whole iteration once, and any other at most once, in no
@@ -221,6 +238,8 @@ type Description struct {
 	ExpiryPrecision time.Duration
 	// MaxBytes is the largest encoded record the store accepts. 0: no limit of its own.
 	MaxBytes int
+	// WatchDelay is how long after a change, at the latest, a Watcher tells of it, or that it cannot. 0: at once.
+	WatchDelay time.Duration
 }
 
 // NewRevision returns a revision for a record that replaces revision prev (0 for a new record). It is larger than

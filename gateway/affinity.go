@@ -1,9 +1,7 @@
 package gateway
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
+	"cmp"
 	"iter"
 	"net"
 	"net/http"
@@ -11,20 +9,169 @@ import (
 	"net/textproto"
 	"slices"
 	"strings"
+	"time"
 )
+
+// Affinity says which upstream a client goes to.
+type Affinity string
+
+const (
+	// AffinityNone leaves every request to Config.Balance. It is what the zero value means.
+	AffinityNone Affinity = "none"
+	// AffinityCookie keeps a client on its first upstream by a keyed cookie, for as long as that one is up.
+	AffinityCookie Affinity = "cookie"
+	// AffinitySession keeps a client on the upstream that set the application's session cookie, by the same keyed cookie,
+	// until the application ends it. Clients without cookies are found by their session ID in a header or URL.
+	AffinitySession Affinity = "session"
+	// AffinityRoute follows the route that the application appends to its session IDs, as Tomcat does with its jvmRoute.
+	AffinityRoute Affinity = "route"
+	// AffinityHash spreads the values of a cookie, header or query parameter over the upstreams by a keyed rendezvous
+	// hash. What has no such value is left to Config.Balance.
+	AffinityHash Affinity = "hash"
+	// AffinityIP is nginx's ip_hash, exactly.
+	AffinityIP Affinity = "ip"
+	// AffinityHeader takes the upstream whose ID or route a trusted proxy names in a header.
+	AffinityHeader Affinity = "header"
+)
+
+var affinities = []Affinity{AffinityNone, AffinityCookie, AffinitySession, AffinityRoute, AffinityHash, AffinityIP, AffinityHeader}
+
+// HashOf says what AffinityHash hashes: exactly one of a cookie, a header ("Host" is one) and a query parameter.
+type HashOf struct{ Cookie, Header, Parameter string }
 
 // affinity is how clients are assigned to the upstreams of a table.
 type affinity interface {
 	// prefer returns the upstream that the client of r is to go to, of those that ok accepts, or nil if any other will
 	// do as well. It is asked once for each attempt, and then ok accepts fewer. It says why to say, which may be nil.
 	prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream
-	// binds reports whether clients belong to an upstream by something that they carry. Then one that drains keeps its
-	// clients until the deadline; otherwise it is left out at once.
+	// binds reports whether clients carry something that binds them: then a draining upstream keeps its own.
 	binds() bool
 	// answered sees the header of u's answer to r before the client does. It may bind the client to u.
 	answered(r *http.Request, u *upstream, res *http.Response)
 	// strip removes what only the gateway is to see from the header that goes to an upstream.
 	strip(h http.Header)
+}
+
+// newAffinity returns the affinity of c over the upstreams of a new table. What old, which may be nil, has learned
+// lives on.
+func newAffinity(c Config, upstreams []*upstream, old affinity) affinity {
+	switch c.Affinity {
+	case AffinityCookie:
+		return newCookieAffinity(c.Cookie, c.Key, upstreams)
+	case AffinitySession:
+		before, _ := old.(*sessionAffinity)
+		return newSessionAffinity(c, upstreams, before)
+	case AffinityRoute:
+		return newRouteAffinity(c, upstreams)
+	case AffinityHash:
+		return newHashAffinity(c, upstreams)
+	case AffinityIP:
+		return newIPAffinity(upstreams)
+	case AffinityHeader:
+		return newHeaderAffinity(c, upstreams)
+	}
+	return noAffinity{}
+}
+
+// Browsers keep no cookie for longer (RFC 6265bis).
+const maxCookieAge = 400 * 24 * time.Hour
+
+func (c Config) validateAffinity(bad func(format string, args ...any)) {
+	if !slices.Contains(affinities, c.Affinity) {
+		var names []string
+		for _, a := range affinities {
+			names = append(names, string(a))
+		}
+		bad("affinity %q unknown (want %s)", c.Affinity, strings.Join(names, ", "))
+	}
+	switch needed := c.Affinity == AffinityCookie || c.Affinity == AffinitySession; {
+	case len(c.Key) == 0 && !needed:
+	case len(c.Key) != 32:
+		bad("key of %d bytes: affinity %q needs 32 random ones, the same on every gateway", len(c.Key), c.Affinity)
+	case [32]byte(c.Key) == [32]byte{}:
+		bad("key is all zeros: affinity %q needs 32 random bytes, the same on every gateway", c.Affinity)
+	}
+	if !fieldName.MatchString(c.Cookie.Name) || strings.HasPrefix(c.Cookie.Name, "__") {
+		bad("cookie name %q: want letters, digits and - . _ without a __ prefix, which is added", c.Cookie.Name)
+	}
+	if d := c.Cookie.MaxAge; d < 0 || d > maxCookieAge || d%time.Second != 0 {
+		bad("cookie max age %v: want whole seconds, up to 400 days", d)
+	}
+	named := func(what, name string) {
+		if name != "" && !fieldName.MatchString(name) {
+			bad("%s %q is not such a name", what, name)
+		}
+	}
+	named("session path parameter", c.SessionPathParameter)
+	inURL := c.SessionHeader != "" || c.SessionParameter != "" || c.SessionPathParameter != ""
+	switch c.Affinity {
+	case AffinitySession:
+		if c.DisableSessionCookie && !inURL {
+			bad("affinity %q without the session cookie: say where the session ID is (SessionHeader, SessionParameter, SessionPathParameter)", c.Affinity)
+		}
+	case AffinityRoute:
+		if (len(c.SessionCookies) == 0 || c.DisableSessionCookie) && !inURL {
+			bad("affinity %q: say where the session ID is, such as SessionCookies JSESSIONID and SessionPathParameter jsessionid", c.Affinity)
+		}
+	case AffinityHash:
+		n := 0
+		for _, v := range []string{c.Hash.Cookie, c.Hash.Header, c.Hash.Parameter} {
+			if v != "" {
+				n++
+			}
+		}
+		if n != 1 {
+			bad("affinity %q: say what to hash: exactly one of a cookie, a header and a parameter", c.Affinity)
+		}
+		named("cookie to hash", c.Hash.Cookie)
+		named("header to hash", c.Hash.Header)
+		if reserved(c.Hash.Header) {
+			bad("header to hash %q: the gateway strips this name from clients' requests; use another", c.Hash.Header)
+		}
+	case AffinityHeader:
+		if c.UpstreamHeader == "" {
+			bad("affinity %q: give the header in which a trusted proxy names the upstream", c.Affinity)
+		} else if named("upstream header", c.UpstreamHeader); reserved(c.UpstreamHeader) {
+			bad("upstream header %q: the gateway strips this name from clients' requests; use another, such as Upstream", c.UpstreamHeader)
+		}
+		if len(c.TrustedProxies) == 0 {
+			bad("affinity %q: name the trusted proxies that may choose an upstream", c.Affinity)
+		}
+	}
+	if s := c.RouteSeparator; len(s) != 1 || !strings.Contains(".!:~-_|", s) {
+		bad("route separator %q: want one of . ! : ~ - _ |", s)
+	}
+	routes := make(map[string]int)
+	for i, u := range c.Upstreams {
+		route := u.Route
+		if route == "" {
+			if route = u.ID; route == "" {
+				continue // derived from the URL: unique
+			}
+		} else if !upstreamID.MatchString(route) {
+			bad("upstream %d: route %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, route)
+		}
+		if first, ok := routes[route]; ok && (u.Route != "" || c.Upstreams[first-1].Route != "") {
+			bad("upstreams %d and %d have the same route %q: give each its own", first, i+1, route)
+		} else if !ok {
+			routes[route] = i + 1
+		}
+	}
+	if c.LearnedEntries < 0 || c.LearnedEntries > 50_000_000 {
+		bad("learned entries %d: want 1 to 50000000", c.LearnedEntries)
+	}
+	if c.LearnedIdle < 0 {
+		bad("learned idle %v is negative", c.LearnedIdle)
+	}
+}
+
+// withAffinityDefaults fills in what has to do with affinity.
+func (c *Config) withAffinityDefaults() {
+	c.Affinity = cmp.Or(c.Affinity, AffinityNone)
+	c.Cookie.Name = cmp.Or(c.Cookie.Name, "holdfast-upstream")
+	c.RouteSeparator = cmp.Or(c.RouteSeparator, ".")
+	c.LearnedEntries = cmp.Or(c.LearnedEntries, 100_000)
+	c.LearnedIdle = cmp.Or(c.LearnedIdle, 2*time.Hour)
 }
 
 // noAffinity has no preference.
@@ -35,92 +182,34 @@ func (noAffinity) binds() bool                                                  
 func (noAffinity) answered(*http.Request, *upstream, *http.Response)            {}
 func (noAffinity) strip(http.Header)                                            {}
 
-// cookieAffinity keeps a client on an upstream by a cookie. Its value is the unpadded base64url of the first 16
-// bytes of HMAC-SHA256(key, "holdfast affinity v1\x00" + upstream ID): it names an upstream without telling which
-// or how many there are, and nobody without the key can make one. Every gateway with the key knows it, without a
-// table of clients.
-type cookieAffinity struct {
-	cookie    Cookie
-	upstreams map[string]*upstream // by cookie value
-	values    map[*upstream]string
-}
-
-func newCookieAffinity(c Cookie, key []byte, upstreams []*upstream) *cookieAffinity {
-	a := &cookieAffinity{cookie: c, upstreams: make(map[string]*upstream), values: make(map[*upstream]string)}
+// byID returns upstreams by their IDs.
+func byID(upstreams []*upstream) map[string]*upstream {
+	all := make(map[string]*upstream, len(upstreams))
 	for _, u := range upstreams {
-		mac := hmac.New(sha256.New, key)
-		mac.Write([]byte("holdfast affinity v1\x00" + u.id))
-		v := base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:16])
-		a.upstreams[v] = u
-		a.values[u] = v
+		all[u.id] = u
 	}
-	return a
+	return all
 }
 
-// name returns what the cookie is called on this request, and whether it is Secure.
-func (a *cookieAffinity) name(r *http.Request) (name string, secure bool) {
-	if a.cookie.AllowPlainLocalhost && plainLocalhost(r) {
-		return a.cookie.Name, false
+// byRoute returns upstreams by their routes.
+func byRoute(upstreams []*upstream) map[string]*upstream {
+	all := make(map[string]*upstream, len(upstreams))
+	for _, u := range upstreams {
+		all[u.route] = u
 	}
-	return "__Host-" + a.cookie.Name, true
+	return all
 }
 
-// home returns the upstream the client belongs to, or nil if it has no cookie or one of nobody's making.
-func (a *cookieAffinity) home(r *http.Request) *upstream {
-	name, _ := a.name(r)
-	for v := range cookies(r.Header, name) {
-		if u := a.upstreams[v]; u != nil {
-			return u
-		}
-	}
-	return nil
+// clientAddr returns the address of the client of r, or the zero Addr if it has none, as over a Unix socket.
+func clientAddr(r *http.Request) netip.Addr {
+	a, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return a.Addr().Unmap().WithZone("")
 }
 
-func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream {
-	u := a.home(r)
-	switch {
-	case u == nil:
-		if say != nil {
-			say.add("no affinity cookie of this gateway's key: the client belongs to no upstream yet")
-		}
-	case !ok(u):
-		if say != nil {
-			say.add("the affinity cookie names upstream %s, which takes no requests of this client now", u.id)
-		}
-	default:
-		if say != nil {
-			say.add("the affinity cookie names upstream %s", u.id)
-		}
-		return u
-	}
-	return nil
-}
-
-func (*cookieAffinity) binds() bool { return true }
-
-func (a *cookieAffinity) answered(r *http.Request, u *upstream, res *http.Response) {
-	// A cache in front would add what a 304 carries to the page it keeps for everybody.
-	if res.StatusCode != http.StatusNotModified && a.home(r) != u {
-		a.bind(r, u, res.Header)
-	}
-}
-
-// bind tells the client of r that u is its upstream from now on. The answer becomes one that no cache keeps: a
-// shared one would hand the cookie to others.
-func (a *cookieAffinity) bind(r *http.Request, u *upstream, answer http.Header) {
-	name, secure := a.name(r)
-	c := http.Cookie{
-		Name: name, Value: a.values[u], Path: "/", Secure: secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
-	}
-	answer.Add("Set-Cookie", c.String())
-	answer.Set("Cache-Control", "no-store")
-	answer.Del("CDN-Cache-Control") // these two overrule Cache-Control in the caches that know them
-	answer.Del("Surrogate-Control")
-}
-
-// strip removes the cookie from the header that goes to an upstream.
-func (a *cookieAffinity) strip(h http.Header) {
-	removeCookies(h, "__Host-"+a.cookie.Name, a.cookie.Name)
+// trusted reports whether r came from a trusted proxy.
+func (c *Config) trusted(r *http.Request) bool {
+	a := clientAddr(r)
+	return slices.ContainsFunc(c.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // cookies yields the values of every cookie called name, as package holdfast reads them. (http.Request.Cookies is silently empty when there are

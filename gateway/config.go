@@ -9,21 +9,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
 	"time"
-)
-
-// Affinity says which upstream a client goes to.
-type Affinity string
-
-const (
-	// AffinityNone takes the upstreams in turn. It is what the zero value means.
-	AffinityNone Affinity = "none"
-	// AffinityCookie keeps a client on its first upstream by a keyed cookie, for as long as that one is up.
-	AffinityCookie Affinity = "cookie"
 )
 
 // Upstream is an application server behind the gateway.
@@ -41,6 +32,9 @@ type Upstream struct {
 	// MaxRequests is how many requests it gets at once, WebSockets and event streams included; more wait, see
 	// Config.MaxQueued. 0: no limit.
 	MaxRequests int
+
+	// Route is what AffinityRoute finds in session IDs, such as Tomcat's jvmRoute: like an ID. Default: ID.
+	Route string
 }
 
 // ParseUpstream reads URL or ID=URL, as on a command line. New checks what it returns.
@@ -51,10 +45,14 @@ func ParseUpstream(s string) Upstream {
 	return Upstream{URL: s}
 }
 
-// Cookie is how the affinity cookie looks. It is always HttpOnly, SameSite=Lax, Path=/, and ends with the browser.
+// Cookie is how the affinity cookie looks. It is always HttpOnly, SameSite=Lax and Path=/.
 type Cookie struct {
 	// Name is "holdfast-upstream" if empty. The cookie is called __Host-Name and is Secure.
 	Name string
+	// MaxAge bounds how long a client is kept on an upstream, from when it came there, however active it is; then it is
+	// assigned anew. 0: for ever. With AffinityCookie the browser keeps the cookie for that long, or if 0 until it
+	// ends; with AffinitySession for as long as the application's.
+	MaxAge time.Duration
 	// AllowPlainLocalhost calls it Name, not Secure, on plain HTTP to a loopback host (localhost, 127.0.0.1, ::1), and
 	// expects the same of the application's session cookie: set it as in holdfast.Cookie.
 	AllowPlainLocalhost bool
@@ -66,8 +64,9 @@ type Config struct {
 	Upstreams []Upstream
 	// Affinity is AffinityNone if empty.
 	Affinity Affinity
-	// Key makes affinity cookies: 32 random bytes, the same on every gateway in front of these upstreams and across
-	// restarts. Required for AffinityCookie.
+	// Key makes affinity cookies, and hashes that nobody else can foresee: 32 random bytes, the same on every gateway in
+	// front of these upstreams and across restarts. Required for AffinityCookie and AffinitySession; without it, clients
+	// of AffinityHash and AffinityRoute can work out values that all go to one upstream.
 	Key []byte
 	// Cookie is the affinity cookie.
 	Cookie Cookie
@@ -80,6 +79,29 @@ type Config struct {
 	// SessionHeader and SessionParameter are the header and the URL parameter that hold the token of a client
 	// without cookies. Empty: not looked at.
 	SessionHeader, SessionParameter string
+
+	// SessionPathParameter is a path parameter that holds it, such as jsessionid in /cart;jsessionid=.... Empty: not
+	// looked at. It is for AffinitySession and AffinityRoute.
+	SessionPathParameter string
+	// SessionByAddress is for AffinitySession: a client whose upstream is not known goes by a hash of its address, not by
+	// Balance. So an application that tells session IDs in pages only, which the gateway does not read, finds its clients
+	// again, and several gateways agree on clients without cookies; but all clients behind one address begin on one upstream.
+	SessionByAddress bool
+	// LearnedEntries is how many sessions of clients without cookies AffinitySession remembers, at up to 160 bytes each.
+	// Default 100,000. The least recently used make room, those that were used only once first.
+	LearnedEntries int
+	// LearnedIdle is for how long one is remembered that is not used: as long as the application's session timeout.
+	// Default 2 h.
+	LearnedIdle time.Duration
+	// RouteSeparator is between session ID and route: one of . ! : ~ - _ | . Default ".".
+	RouteSeparator string
+	// Hash is what AffinityHash hashes.
+	Hash HashOf
+	// UpstreamHeader is the header in which, for AffinityHeader, one of TrustedProxies names the upstream. It is
+	// stripped.
+	UpstreamHeader string
+	// TrustedProxies are the addresses of proxies in front.
+	TrustedProxies []netip.Prefix
 
 	// TLS is for the clients' side of Run, HTTP/2 included. Nil: plain HTTP/1.1.
 	TLS *tls.Config
@@ -149,12 +171,7 @@ func (c Config) withDefaults() Config {
 	def(&c.ReadHeaderTimeout, 10*time.Second)
 	def(&c.IdleTimeout, 2*time.Minute)
 	def(&c.DrainTimeout, 30*time.Second)
-	if c.Affinity == "" {
-		c.Affinity = AffinityNone
-	}
-	if c.Cookie.Name == "" {
-		c.Cookie.Name = "holdfast-upstream"
-	}
+	c.withAffinityDefaults()
 	c.HealthCheck = c.HealthCheck.withDefaults()
 	c.Ejection = c.Ejection.withDefaults()
 	def(&c.BodyIdleTimeout, time.Minute)
@@ -211,20 +228,7 @@ func (c Config) Validate() error {
 			seen[id] = i + 1
 		}
 	}
-	switch c.Affinity {
-	case AffinityNone:
-	case AffinityCookie:
-		if len(c.Key) != 32 {
-			bad("key of %d bytes: affinity %q needs 32 random ones, the same on every gateway", len(c.Key), c.Affinity)
-		} else if [32]byte(c.Key) == [32]byte{} {
-			bad("key is all zeros: affinity %q needs 32 random bytes, the same on every gateway", c.Affinity)
-		}
-	default:
-		bad("affinity %q unknown (want none, cookie)", c.Affinity)
-	}
-	if !fieldName.MatchString(c.Cookie.Name) || strings.HasPrefix(c.Cookie.Name, "__") {
-		bad("cookie name %q: want letters, digits and - . _ without a __ prefix, which is added", c.Cookie.Name)
-	}
+	c.validateAffinity(bad)
 	for _, name := range c.SessionCookies {
 		if !fieldName.MatchString(name) {
 			bad("session cookie name %q is not a cookie name", name)

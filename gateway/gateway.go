@@ -36,6 +36,7 @@ import (
 // Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
 type Gateway struct {
 	config Config
+	places places
 	table  atomic.Pointer[table]
 	proxy  *httputil.ReverseProxy
 	queue  queue
@@ -57,7 +58,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
-	g := &Gateway{config: c, hop: []string{rand.Text()}}
+	g := &Gateway{config: c, places: placesOf(c), hop: []string{rand.Text()}}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -286,13 +287,14 @@ type Stats struct {
 	// answered 502 or 504, Rejected those answered 4xx by the gateway itself.
 	Requests, Unavailable, Failed, Rejected uint64
 	Upstreams                               []UpstreamStats
+	Learned                                 LearnedStats
 }
 
 // Stats returns the counters.
 func (g *Gateway) Stats() Stats {
 	return Stats{
 		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
-		Upstreams: g.Upstreams(),
+		Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
 	}
 }
 

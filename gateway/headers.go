@@ -66,7 +66,7 @@ func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
 // sessionToken returns what the first place where a session token can be holds, and how many values are there.
 func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 	count := func(v string) { token, n = v, n+1 }
-	for _, name := range g.sessionCookies(r) {
+	for _, name := range g.places.cookieNames(r) {
 		for v := range cookies(r.Header, name) {
 			count(v)
 		}
@@ -91,21 +91,4 @@ func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 		}
 	}
 	return token, n
-}
-
-var (
-	defaultSessionCookies   = []string{"__Host-Http-session"}
-	localhostSessionCookies = []string{"session"}
-)
-
-func (g *Gateway) sessionCookies(r *http.Request) []string {
-	switch {
-	case g.config.DisableSessionCookie:
-		return nil
-	case len(g.config.SessionCookies) > 0:
-		return g.config.SessionCookies
-	case g.config.Cookie.AllowPlainLocalhost && plainLocalhost(r):
-		return localhostSessionCookies
-	}
-	return defaultSessionCookies
 }

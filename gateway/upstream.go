@@ -20,6 +20,7 @@ type upstream struct {
 	url    *url.URL
 	weight int // at least 1
 	zone   string
+	route  string // in session IDs, for AffinityRoute
 	// maxRequests is how many requests it gets at once; 0: no limit.
 	maxRequests int64
 	transport   *http.Transport

@@ -34,7 +34,7 @@ import (
 // that of cookie: is application=NAME, those of jwt: are algorithm=EdDSA|ES256|HS256, encrypt=true, type=TYPE,
 // leeway=30s and bearer=true (the token in Authorization, not in a cookie: Config.Bearer and DisableCookie).
 //
-// c is completed by what the URL says. The Closer closes the store, the key ring or both, after the last request.
+// c is completed by what the URL says. The Closer closes all that was opened, after the last request.
 func OpenManager(ctx context.Context, rawURL string, c holdfast.Config) (*holdfast.Manager, io.Closer, error) {
 	scheme := schemeOf(rawURL)
 	if !sealedScheme(scheme) {
@@ -87,7 +87,7 @@ func OpenManager(ctx context.Context, rawURL string, c holdfast.Config) (*holdfa
 	if err != nil {
 		return fail(err)
 	}
-	return m, opened, nil
+	return m, append(opened, m), nil
 }
 
 func sealedScheme(scheme string) bool { return scheme == "cookie" || scheme == "jwt" }

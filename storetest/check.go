@@ -14,8 +14,8 @@ const openTimeout = 30 * time.Second
 // Report is what Check found.
 type Report struct {
 	Description driver.Description
-	// Capabilities are the optional interfaces that the store has, as verbs: "merge", "touch", "list", "sweep",
-	// "stat".
+	// Capabilities are the optional interfaces that the store has, as verbs: "merge", "touch", "watch", "list",
+	// "sweep", "stat".
 	Capabilities []string
 	Results      []Result
 	Latency      []Latency
@@ -107,6 +107,9 @@ func capabilities(s driver.Store) []string {
 	}
 	if _, ok := s.(driver.Toucher); ok {
 		c = append(c, "touch")
+	}
+	if _, ok := s.(driver.Watcher); ok {
+		c = append(c, "watch")
 	}
 	if _, ok := s.(driver.Lister); ok {
 		c = append(c, "list")

@@ -17,5 +17,5 @@ func ExampleCheck() {
 		}
 	})
 	fmt.Println(report.Description.Name, report.Capabilities, len(report.Failed()), "failed", err)
-	// Output: memory [merge list sweep stat] 0 failed <nil>
+	// Output: memory [merge watch list sweep stat] 0 failed <nil>
 }

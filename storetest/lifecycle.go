@@ -68,7 +68,7 @@ var lifecycleCases = []Case{
 
 func describe(_ context.Context, t *T) {
 	d := t.about
-	if d.Name == "" || d.MaxBytes < 0 || d.ExpiryPrecision < 0 {
+	if d.Name == "" || d.MaxBytes < 0 || d.ExpiryPrecision < 0 || d.WatchDelay < 0 {
 		t.Errorf("Describe = %+v, want a Name, and no negative number", d)
 	}
 	for _, s := range t.stores {
@@ -214,8 +214,15 @@ func closeGoroutines(ctx context.Context, t *T) {
 				break
 			}
 		}
+		var w *watch
+		if noWatcher(t) == "" {
+			w = t.watch(ctx, s, nil)
+		}
 		if err := s.Close(); err != nil {
 			t.Errorf("Close = %v, want nil", err)
+		}
+		if w != nil {
+			t.wantErr("Watch of a store that is closed meanwhile", w.wait("the store"), driver.ErrClosed)
 		}
 	})
 	var left []string

@@ -29,12 +29,14 @@ type disk struct {
 	first   map[driver.ID]time.Time
 	retired map[driver.ID]driver.Record
 	kept    map[driver.ID][]driver.Change
+	feeds   map[*feed]struct{}
 }
 
 // client is a store over a disk.
 type client struct {
 	*disk
-	mu     sync.Mutex // mu guards the fields below
+	done   chan struct{} // closed by Close
+	mu     sync.Mutex    // mu guards the fields below
 	closed bool
 	cache  map[driver.ID]driver.Record
 	asked  int
@@ -46,13 +48,14 @@ func newDisk(bug string) *disk {
 	return &disk{
 		bug: bug, records: make(map[driver.ID]driver.Record), first: make(map[driver.ID]time.Time),
 		retired: make(map[driver.ID]driver.Record), kept: make(map[driver.ID][]driver.Change),
+		feeds: make(map[*feed]struct{}),
 	}
 }
 
 func (d *disk) has(bug string) bool { return d.bug == bug }
 
 func (d *disk) client() driver.Store {
-	c := &client{disk: d, cache: make(map[driver.ID]driver.Record)}
+	c := &client{disk: d, done: make(chan struct{}), cache: make(map[driver.ID]driver.Record)}
 	if d.has("leaves a goroutine behind") {
 		go time.Sleep(5 * time.Second)
 	}
@@ -63,10 +66,25 @@ func (d *disk) outage() (end func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.down = true
+	for f := range d.feeds {
+		if !d.has("watches through an outage") {
+			f.lost = true
+			f.whole(false)
+		}
+		if d.has("ends a watch in an outage") {
+			close(f.broken)
+		}
+	}
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.down = d.has("stays down")
+		for f := range d.feeds {
+			if f.lost && !d.has("watches no more after an outage") {
+				f.whole(true)
+				f.lost = d.has("tells of nothing after an outage")
+			}
+		}
 	}
 }
 
@@ -181,9 +199,18 @@ func (c *client) put(ctx context.Context, id driver.ID, rec driver.Record) {
 	}
 	c.tag++
 	rec.Tag = c.tag
+	if c.has("tells before it stores") {
+		c.tell(id)
+		c.disk.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		c.disk.mu.Lock()
+	}
 	c.records[id] = mangle(c.bug, old, rec)
 	c.retired[id] = rec
 	delete(c.kept, id)
+	if !c.has("tells before it stores") {
+		c.tell(id)
+	}
 }
 
 // mangle is what bugs do to a record on its way into the store.
@@ -369,7 +396,12 @@ func (c *client) Merge(ctx context.Context, id driver.ID, base, next driver.Reco
 		if merged.EncodedLen() > maxBytes && !c.has("has no limit") {
 			return driver.ErrTooLarge
 		}
+		feeds := c.feeds
+		if c.has("tells of no Merge") {
+			c.feeds = nil
+		}
 		c.put(ctx, id, merged)
+		c.feeds = feeds
 		if c.has("keeps the caller's slice") {
 			c.kept[id] = changes
 		}
@@ -456,6 +488,9 @@ func (c *client) Delete(ctx context.Context, id driver.ID) error {
 		}
 		if !c.has("does not delete") {
 			delete(c.records, c.key(id))
+		}
+		if !c.has("tells of no Delete") {
+			c.tell(id)
 		}
 		return c.late(ctx)
 	})
@@ -595,6 +630,9 @@ func (c *client) Close() error {
 	defer c.mu.Unlock()
 	if c.closed && c.has("refuses to close twice") {
 		return driver.ErrClosed
+	}
+	if !c.closed {
+		close(c.done)
 	}
 	c.closed = true
 	return nil

@@ -53,8 +53,8 @@ type Case struct {
 
 // Cases returns all cases in the order they run in.
 func Cases() []Case {
-	return slices.Concat(saveCases, identityCases, sizeCases, deleteCases, expiryCases, mergeCases, touchCases, listCases,
-		operateCases, cancelCases, lifecycleCases, managerCases)
+	return slices.Concat(saveCases, identityCases, sizeCases, deleteCases, expiryCases, mergeCases, touchCases, watchCases,
+		listCases, operateCases, cancelCases, lifecycleCases, managerCases)
 }
 
 // Result is how a case went.

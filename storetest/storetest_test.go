@@ -75,6 +75,26 @@ var bugs = []struct {
 	{"never raises Seen in Touch", "touch/extends"},
 	{"touches any revision", "touch/conflict touch/loses-no-field"},
 
+	{"tells of nothing", "watch/changes watch/ends"},
+	{"tells of no Merge", "watch/changes"},
+	{"tells of no Delete", "watch/changes"},
+	{"tells of an ID once", "watch/changes watch/loads"},
+	{"tells the short ID", "watch/changes"},
+	{"tells before it stores", "watch/loads"},
+	{"tells of no second change at once", "watch/among-writes"},
+	{"never says that it watches", "watch/changes watch/loads"},
+	{"says that it watches twice", "watch/changes"},
+	{"watches for one at a time", "watch/ends"},
+	{"watches on when cancelled", "watch/ends"},
+	{"watches when cancelled before", "watch/ends"},
+	{"watches on when closed", "watch/ends"},
+	{"tells after its end", "watch/ends"},
+	{"says another error at the end of a watch", "watch/ends"},
+	{"ends a watch in an outage", "watch/outage"},
+	{"watches through an outage", "watch/outage"},
+	{"watches no more after an outage", "watch/outage"},
+	{"tells of nothing after an outage", "watch/outage"},
+
 	{"drops one of a list", "list/complete list/among-writes"},
 	{"repeats one of a list", "list/complete list/among-writes"},
 	{"lists half records", "list/complete list/among-writes"},
@@ -176,7 +196,7 @@ func TestCheck(t *testing.T) {
 		if !slices.Contains(names, "two-clients/delete/ends") {
 			t.Error("no case two-clients/delete/ends")
 		}
-		if want := []string{"merge", "touch", "list", "sweep", "stat"}; !slices.Equal(r.Capabilities, want) || r.Description.Name != "reference" {
+		if want := []string{"merge", "touch", "watch", "list", "sweep", "stat"}; !slices.Equal(r.Capabilities, want) || r.Description.Name != "reference" {
 			t.Errorf("capabilities %v of %q, want %v of reference", r.Capabilities, r.Description.Name, want)
 		}
 		if len(r.Latency) != 4 || r.Latency[0].Call != "load" || r.Latency[0].Calls != 1000 {

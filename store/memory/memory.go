@@ -34,13 +34,16 @@ const (
 	sweepVisits = 4096
 )
 
-// Store is a sharded map of records. It implements driver.Store, driver.Merger, driver.Lister, driver.Sweeper,
-// driver.Stater and driver.Describer. Create it with New.
+// Store is a sharded map of records. It implements driver.Store, driver.Merger, driver.Watcher, driver.Lister,
+// driver.Sweeper, driver.Stater and driver.Describer. Create it with New.
 type Store struct {
 	seed   maphash.Seed // random, so that nobody can choose IDs that share a shard
 	shards [shardCount]shard
 	stop   func()
+	closed chan struct{} // closed by stop
 	swept  sync.WaitGroup
+
+	watchers watchers
 }
 
 type shard struct {
@@ -56,9 +59,9 @@ func New() *Store {
 	for i := range s.shards {
 		s.shards[i].records = make(map[driver.ID]*driver.Record)
 	}
-	stop := make(chan struct{})
-	s.stop = sync.OnceFunc(func() { close(stop) })
-	s.swept.Go(func() { s.sweep(stop) })
+	s.closed = make(chan struct{})
+	s.stop = sync.OnceFunc(func() { close(s.closed) })
+	s.swept.Go(s.sweep)
 	return s
 }
 
@@ -102,11 +105,18 @@ func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 		return fmt.Errorf("%w: user name of %d bytes, at most %d", driver.ErrTooLarge, len(rec.User), driver.MaxName)
 	}
 	rec.Tag = 0
-	sh := s.shard(&id)
+	err := s.shard(&id).save(&id, &rec, prev)
+	if err == nil {
+		s.watchers.tell(id)
+	}
+	return err
+}
+
+func (sh *shard) save(id *driver.ID, rec *driver.Record, prev uint64) error {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	var stored uint64
-	switch old, err := sh.live(&id); err {
+	switch old, err := sh.live(id); err {
 	case nil:
 		stored = old.Revision
 	case driver.ErrNotFound:
@@ -116,7 +126,7 @@ func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 	if stored != prev {
 		return driver.ErrConflict
 	}
-	sh.records[id] = &rec
+	sh.records[*id] = rec
 	return nil
 }
 
@@ -125,10 +135,17 @@ func (s *Store) Merge(ctx context.Context, id driver.ID, base, next driver.Recor
 	if err := ctx.Err(); err != nil {
 		return driver.Record{}, err
 	}
-	sh := s.shard(&id)
+	merged, err := s.shard(&id).merge(&id, base, next, changes)
+	if err == nil {
+		s.watchers.tell(id)
+	}
+	return merged, err
+}
+
+func (sh *shard) merge(id *driver.ID, base, next driver.Record, changes []driver.Change) (driver.Record, error) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	old, err := sh.live(&id)
+	old, err := sh.live(id)
 	switch {
 	case err != nil:
 		return driver.Record{}, err
@@ -145,7 +162,7 @@ func (s *Store) Merge(ctx context.Context, id driver.ID, base, next driver.Recor
 		}
 	}
 	next.User, next.Created, next.Tag = old.User, old.Created, 0
-	sh.records[id] = &next
+	sh.records[*id] = &next
 	return next, nil
 }
 
@@ -154,14 +171,19 @@ func (s *Store) Delete(ctx context.Context, id driver.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	sh := s.shard(&id)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if sh.records == nil {
+	if !s.shard(&id).remove(&id) {
 		return driver.ErrClosed
 	}
-	delete(sh.records, id)
+	s.watchers.tell(id)
 	return nil
+}
+
+// remove forgets a record. It reports false if the store is closed.
+func (sh *shard) remove(id *driver.ID) (open bool) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	delete(sh.records, *id)
+	return sh.records != nil
 }
 
 // List implements driver.Lister. It holds no lock while it yields, and copies one shard's references at a time.
@@ -243,13 +265,13 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// sweep forgets expired records until stop is closed. Load does not depend on it.
-func (s *Store) sweep(stop <-chan struct{}) {
+// sweep forgets expired records until the store is closed. Load does not depend on it.
+func (s *Store) sweep() {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for i := 0; ; {
 		select {
-		case <-stop:
+		case <-s.closed:
 			return
 		case <-tick.C:
 		}

@@ -18,6 +18,7 @@ import (
 var (
 	_ driver.Store     = (*memory.Store)(nil)
 	_ driver.Merger    = (*memory.Store)(nil)
+	_ driver.Watcher   = (*memory.Store)(nil)
 	_ driver.Lister    = (*memory.Store)(nil)
 	_ driver.Sweeper   = (*memory.Store)(nil)
 	_ driver.Stater    = (*memory.Store)(nil)

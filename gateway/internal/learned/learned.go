@@ -81,6 +81,17 @@ func (t *Table) Get(id string) (home string) {
 	return s.entries[i].home
 }
 
+// Peek is Get without a trace.
+func (t *Table) Peek(id string) (home string) {
+	s, k := t.locate(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, ok := s.slots[k]; ok && !s.expired(i, time.Since(t.start)) {
+		home = s.entries[i].home
+	}
+	return home
+}
+
 // Put says where an ID lives, whatever the table knew.
 func (t *Table) Put(id, home string) { t.put(id, home, true) }
 
@@ -230,3 +241,7 @@ func (s *shard) drop(i int32) {
 	s.entries[i] = entry{next: s.free}
 	s.free = i
 }
+
+// Idle returns the idle time that t was made with, Capacity how many entries it can have.
+func (t *Table) Idle() time.Duration { return t.shard[0].idle }
+func (t *Table) Capacity() int       { return shards * t.shard[0].max }
