@@ -25,6 +25,10 @@ type Upstream struct {
 	// URL is http://host:port or https://host:port, with a path if the application lives under one.
 	URL string
 
+	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the address. The
+	// name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without it,
+	// the name is looked up for each connection, and its addresses are one upstream.
+	Resolve bool
 	// Weight is how many clients it gets for each one of an upstream of weight 1: 1 to 1000. Default 1.
 	Weight int
 	// Zone is where it stands, such as a data centre. See Config.Zone.
@@ -152,6 +156,12 @@ type Config struct {
 	// QueueTimeout is how long a request may wait there; then it is answered 503. Default 5 s.
 	QueueTimeout time.Duration
 
+	// ResolveEvery is how often the names of upstreams with Resolve are looked up, from nine tenths to eleven tenths at random.
+	// A look-up that fails changes nothing. Default 30 s.
+	ResolveEvery time.Duration
+	// Resolver looks them up. Nil: net.DefaultResolver.
+	Resolver Resolver
+
 	// Dial connects to an upstream. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// OnRequest is called when a request is over, on its goroutine.
@@ -176,6 +186,10 @@ func (c Config) withDefaults() Config {
 	c.Ejection = c.Ejection.withDefaults()
 	def(&c.BodyIdleTimeout, time.Minute)
 	def(&c.QueueTimeout, 5*time.Second)
+	def(&c.ResolveEvery, 30*time.Second)
+	if c.Resolver == nil {
+		c.Resolver = net.DefaultResolver
+	}
 	if c.MaxQueued == 0 {
 		c.MaxQueued = 1000
 	}
@@ -262,6 +276,7 @@ func (c Config) Validate() error {
 		bad("max header bytes %d is negative", c.MaxHeaderBytes)
 	}
 	c.validateBalance(bad)
+	c.validateResolve(bad)
 	c.HealthCheck.validate(bad)
 	c.Ejection.validate(bad)
 	c.validateQueue(bad)

@@ -66,7 +66,7 @@ func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
 // sessionToken returns what the first place where a session token can be holds, and how many values are there.
 func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 	count := func(v string) { token, n = v, n+1 }
-	for _, name := range g.places.cookieNames(r) {
+	for _, name := range g.table.Load().places.cookieNames(r) {
 		for v := range cookies(r.Header, name) {
 			count(v)
 		}

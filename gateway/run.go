@@ -18,8 +18,10 @@ import (
 // several listeners at once.
 func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	defer g.Close()
-	g.beginWatch()
-	defer g.endWatch()
+	if err := g.begin(ctx, l); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer g.end(l)
 	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	draining, drainNow := context.WithCancel(ctx)
@@ -95,21 +97,19 @@ func (s *server) watch(x *exchange, res *http.Response) {
 	if !endless(res) {
 		return
 	}
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		res.Body = &eventStream{res.Body, s.draining}
-	}
 	x.unwatch = context.AfterFunc(s.draining, x.cancel)
 }
 
-// eventStream ends without an error when the server drains: its client connects again.
+// eventStream ends without an error when the server, or its upstream, is taken out: its client connects again.
 type eventStream struct {
 	io.ReadCloser
-	draining context.Context
+	from   *upstream
+	server *server // or nil
 }
 
 func (e *eventStream) Read(p []byte) (int, error) {
 	n, err := e.ReadCloser.Read(p)
-	if errors.Is(err, context.Canceled) && e.draining.Err() != nil {
+	if err != nil && (e.from.isCut() || e.server != nil && e.server.draining.Err() != nil && errors.Is(err, context.Canceled)) {
 		err = io.EOF
 	}
 	return n, err
