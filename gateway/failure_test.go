@@ -332,14 +332,18 @@ func TestFrozen(t *testing.T) {
 // once; all stay away until the process goes on.
 func TestProcessStopped(t *testing.T) {
 	apps := []*process{mustProcess(t, "127.0.0.1:0"), mustProcess(t, "127.0.0.1:0")}
-	const deadline = 300 * time.Millisecond
+	const deadline = 2 * time.Second // long enough for a busy machine
 	g := mustRun(t, "h1", gateway.Config{
 		Upstreams: upstreams("http://"+apps[0].addr, "http://"+apps[1].addr), Affinity: gateway.AffinityCookie,
 		ResponseHeaderTimeout: deadline,
 		HealthCheck:           gateway.HealthCheck{Path: "/", Interval: time.Hour, Timeout: deadline},
 		Ejection:              gateway.Ejection{Time: deadline},
 	})
-	cookie := affinityCookie(g.send("GET", "/", ""))
+	first := g.send("GET", "/", "")
+	cookie := affinityCookie(first)
+	if !strings.HasPrefix(first.body, apps[0].addr) {
+		t.Fatalf("first request went to %q, want %s", first.body, apps[0].addr)
+	}
 	if err := apps[0].cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
