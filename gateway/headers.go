@@ -27,6 +27,7 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	// A request's trailer would arrive unstripped.
 	p.Out.Trailer = nil
 	p.SetXForwarded()
+	g.markHop(h)
 	exchangeOf(p.In.Context()).table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
 	// the parameters, the application must see no other than we do.
@@ -65,7 +66,7 @@ func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
 // sessionToken returns what the first place where a session token can be holds, and how many values are there.
 func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 	count := func(v string) { token, n = v, n+1 }
-	for _, name := range g.places.cookieNames(r) {
+	for _, name := range g.table.Load().places.cookieNames(r) {
 		for v := range cookies(r.Header, name) {
 			count(v)
 		}

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"mime"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 )
 
@@ -18,6 +18,10 @@ import (
 // several listeners at once.
 func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	defer g.Close()
+	if err := g.begin(ctx, l); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer g.end(l)
 	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	draining, drainNow := context.WithCancel(ctx)
@@ -77,28 +81,35 @@ func serverOf(ctx context.Context) *server {
 	return s
 }
 
+// endless reports whether res does not end by itself: an upgraded connection, or an event stream.
+func endless(res *http.Response) bool {
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return true
+	}
+	t := res.Header.Get("Content-Type")
+	return len(t) >= len(eventType) && strings.EqualFold(t[:len(eventType)], eventType)
+}
+
+const eventType = "text/event-stream"
+
 // watch ends an answer that would not end by itself when the server drains.
 func (s *server) watch(x *exchange, res *http.Response) {
-	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
-	switch {
-	case res.StatusCode == http.StatusSwitchingProtocols:
-	case kind == "text/event-stream":
-		res.Body = &eventStream{res.Body, s.draining}
-	default:
+	if !endless(res) {
 		return
 	}
 	x.unwatch = context.AfterFunc(s.draining, x.cancel)
 }
 
-// eventStream ends without an error when the server drains: its client connects again.
+// eventStream ends without an error when the server, or its upstream, is taken out: its client connects again.
 type eventStream struct {
 	io.ReadCloser
-	draining context.Context
+	from   *upstream
+	server *server // or nil
 }
 
 func (e *eventStream) Read(p []byte) (int, error) {
 	n, err := e.ReadCloser.Read(p)
-	if errors.Is(err, context.Canceled) && e.draining.Err() != nil {
+	if err != nil && (e.from.isCut() || e.server != nil && e.server.draining.Err() != nil && errors.Is(err, context.Canceled)) {
 		err = io.EOF
 	}
 	return n, err
