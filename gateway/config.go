@@ -136,6 +136,22 @@ type Config struct {
 	// and then the part of SlowStart that is over. 0: all of it at once.
 	SlowStart time.Duration
 
+	// HealthCheck asks the upstreams how they are.
+	HealthCheck HealthCheck
+	// Ejection leaves out upstreams that accept connections but do not answer.
+	Ejection Ejection
+	// PanicThreshold is the share of the weight, 0 to 1, below which health checks and ejections are not believed, so that few
+	// upstreams need not carry the load of all. Failed connects count all the same. 0: only when none is left.
+	PanicThreshold float64
+	// BodyIdleTimeout is how long an upstream may send no more of an answer that it has begun, or read no more of a
+	// request. Event streams and WebSockets may be silent for longer. Default 60 s.
+	BodyIdleTimeout time.Duration
+	// MaxQueued is how many requests may wait for a place at an upstream that has MaxRequests, and as many for a place at any. More
+	// are answered 503. Default 1000; -1: none may wait.
+	MaxQueued int
+	// QueueTimeout is how long a request may wait there; then it is answered 503. Default 5 s.
+	QueueTimeout time.Duration
+
 	// Dial connects to an upstream. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// OnRequest is called when a request is over, on its goroutine.
@@ -156,6 +172,13 @@ func (c Config) withDefaults() Config {
 	def(&c.IdleTimeout, 2*time.Minute)
 	def(&c.DrainTimeout, 30*time.Second)
 	c.withAffinityDefaults()
+	c.HealthCheck = c.HealthCheck.withDefaults()
+	c.Ejection = c.Ejection.withDefaults()
+	def(&c.BodyIdleTimeout, time.Minute)
+	def(&c.QueueTimeout, 5*time.Second)
+	if c.MaxQueued == 0 {
+		c.MaxQueued = 1000
+	}
 	if c.Balance == "" {
 		c.Balance = BalanceRoundRobin
 	}
@@ -239,6 +262,15 @@ func (c Config) Validate() error {
 		bad("max header bytes %d is negative", c.MaxHeaderBytes)
 	}
 	c.validateBalance(bad)
+	c.HealthCheck.validate(bad)
+	c.Ejection.validate(bad)
+	c.validateQueue(bad)
+	if !(c.PanicThreshold >= 0 && c.PanicThreshold <= 1) {
+		bad("panic threshold %v: want a share, 0 to 1", c.PanicThreshold)
+	}
+	if c.BodyIdleTimeout < 0 {
+		bad("body idle timeout %v is negative", c.BodyIdleTimeout)
+	}
 	return errors.Join(errs...)
 }
 

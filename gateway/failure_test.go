@@ -298,7 +298,7 @@ func TestAllDown(t *testing.T) {
 	})
 }
 
-// A frozen upstream: idempotent requests go elsewhere at the deadline, others get 504.
+// A frozen upstream: idempotent requests go elsewhere at the deadline, others get 504. Only the first pays.
 func TestFrozen(t *testing.T) {
 	frozen := mustListen(t) // its backlog accepts connections; nobody answers
 	g := mustRun(t, "h1", gateway.Config{
@@ -310,8 +310,21 @@ func TestFrozen(t *testing.T) {
 	if affinityCookie(a) == "" {
 		t.Error("client not bound to the upstream that answered")
 	}
-	wantStatus(t, g.send("GET", "/", ""), 200)
-	wantStatus(t, g.send("POST", "/", "x"), 504)
+	if u := g.upstream("a"); u.State != gateway.StateEjected || u.Ejections != 1 {
+		t.Errorf("frozen upstream: %+v, want it ejected", u)
+	}
+	for range 5 {
+		wantStatus(t, g.send("POST", "/", "x"), 200)
+	}
+	if u := g.upstream("a"); u.Failures != 1 {
+		t.Errorf("%d requests paid for it, want 1", u.Failures)
+	}
+	post := mustRun(t, "h1", gateway.Config{
+		Upstreams: upstreams("http://"+frozen.Addr().String(), mustApp(t, says("b"))), ResponseHeaderTimeout: 100 * time.Millisecond,
+	})
+	wantStatus(t, post.send("POST", "/", "x"), 504)
+	wantStatus(t, post.send("POST", "/", "x"), 200)
+	wantStatus(t, post.send("POST", "/", "x"), 200)
 }
 
 // A client that goes away, or breaks its own request, is no reason to leave an upstream.

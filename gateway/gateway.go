@@ -17,6 +17,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,6 +39,14 @@ type Gateway struct {
 	places places
 	table  atomic.Pointer[table]
 	proxy  *httputil.ReverseProxy
+	queue  queue
+	hop    []string // the value of hopHeader; not to be changed
+
+	ejecting sync.Mutex // so that no more are ejected than may be
+
+	// mu guards the fields below, and every change of table.
+	mu       sync.Mutex
+	watchers watchers
 
 	requests, unavailable, failed, rejected atomic.Uint64
 }
@@ -48,7 +58,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
-	g := &Gateway{config: c, places: placesOf(c)}
+	g := &Gateway{config: c, places: placesOf(c), hop: []string{rand.Text()}}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -56,7 +66,7 @@ func New(c Config) (*Gateway, error) {
 	g.table.Store(t)
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
-		Transport:      forwarder{},
+		Transport:      forwarder{g},
 		ModifyResponse: g.answer,
 		ErrorHandler:   g.fail,
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug), // broken off copies
@@ -66,16 +76,10 @@ func New(c Config) (*Gateway, error) {
 }
 
 // newTransport returns the transport of one upstream. It speaks HTTP/1.1 and does not use a proxy.
-func newTransport(c Config) *http.Transport {
+func newTransport(c *Config, l *live) *http.Transport {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
-			defer cancel()
-			nc, err := c.Dial(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return &conn{Conn: nc}, nil
+			return l.dial(ctx, c, network, address)
 		},
 		TLSClientConfig:        c.UpstreamTLS.Clone(),
 		TLSHandshakeTimeout:    c.DialTimeout,
@@ -94,9 +98,14 @@ func newTransport(c Config) *http.Transport {
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
-	x := &exchange{in: r, writer: w, began: time.Now(), table: g.table.Load()}
+	x := &exchange{gateway: g, in: r, writer: w, began: time.Now(), table: g.table.Load()}
 	defer g.over(x)
-	if status, why := refuse(r); status != 0 {
+	status, why := refuse(r)
+	if status == 0 && g.beenHere(r) {
+		status, why = http.StatusLoopDetected, "This request has been here before: the address of a server behind this gateway leads back to the gateway."
+		w.Header()[hopHeader] = g.hop
+	}
+	if status != 0 {
 		g.rejected.Add(1)
 		x.status = status
 		refuseReferrer(w.Header())
@@ -146,6 +155,9 @@ func (g *Gateway) answer(res *http.Response) error {
 		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
 	}
 	x.table.affinity.answered(x.in, x.served, res)
+	if _, small := res.Body.(*smallBody); !small && !endless(res) {
+		g.watchBody(x, res)
+	}
 	if s := serverOf(ctx); s != nil {
 		s.watch(x, res)
 	}
@@ -166,6 +178,14 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 		g.unavailable.Add(1)
 		x.status, why = http.StatusServiceUnavailable, "No server can be reached at the moment. Please try again in a few seconds."
 		w.Header().Set("Retry-After", "1")
+	case errors.Is(err, errFull):
+		g.unavailable.Add(1)
+		x.status, why = http.StatusServiceUnavailable, "All servers are busy at the moment. Please try again in a few seconds."
+		w.Header().Set("Retry-After", strconv.Itoa(int(max(x.table.config.QueueTimeout.Round(time.Second)/time.Second, 1))))
+	case errors.Is(err, errLoop):
+		g.failed.Add(1)
+		level = slog.LevelWarn
+		x.status, why = http.StatusLoopDetected, "The address of a server behind this gateway leads back to the gateway."
 	case timeout(err):
 		g.failed.Add(1)
 		level = slog.LevelWarn
@@ -230,8 +250,9 @@ type Request struct {
 // UpstreamStats is the state of an upstream.
 type UpstreamStats struct {
 	ID, URL string
-	// Up is false after a failed connect until the next answer.
-	Up bool
+	// Up says that State is StateUp.
+	Up    bool
+	State State
 	// Weight and Zone are those of the configuration.
 	Weight int
 	Zone   string
@@ -239,6 +260,10 @@ type UpstreamStats struct {
 	Active int
 	// Requests counts its answers, Failures attempts that brought none, Repeats those that were repeated.
 	Requests, Failures, Repeats uint64
+	// MaxRequests is that of the configuration, Waiting counts the requests that wait for a place at it.
+	MaxRequests, Waiting int
+	// Ejections counts how often it was ejected, Checks its health checks, FailedChecks those that failed.
+	Ejections, Checks, FailedChecks uint64
 }
 
 // Upstreams returns the state of every upstream, in the order of the configuration.
@@ -247,8 +272,10 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 	all := make([]UpstreamStats, len(upstreams))
 	for i, u := range upstreams {
 		all[i] = UpstreamStats{
-			ID: u.id, URL: u.url.String(), Up: u.out.Load() == 0, Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
+			ID: u.id, URL: u.url.String(), Up: u.state() == StateUp, State: u.state(), Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
+			MaxRequests: int(u.maxRequests), Waiting: int(u.waiting.Load()),
+			Ejections: u.ejections.Load(), Checks: u.checks.Load(), FailedChecks: u.failedChecks.Load(),
 		}
 	}
 	return all

@@ -16,11 +16,10 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 		if err != nil {
 			return nil, err
 		}
-		n := &upstream{
-			id: u.id(parsed), url: parsed, weight: u.share(), zone: u.Zone, maxRequests: int64(u.MaxRequests), transport: newTransport(c),
-		}
+		n := &upstream{id: u.id(parsed), url: parsed, weight: u.share(), zone: u.Zone, maxRequests: int64(u.MaxRequests)}
 		n.route = cmp.Or(u.Route, n.id)
-		n.live = &live{name: n.id, logger: c.Logger, clock: t.clock}
+		n.live = newLive(n.id, c.Logger, t.clock)
+		n.transport = newTransport(&t.config, n.live)
 		t.upstreams = append(t.upstreams, n)
 	}
 	var before affinity

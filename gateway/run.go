@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"mime"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 )
 
@@ -18,6 +18,8 @@ import (
 // several listeners at once.
 func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	defer g.Close()
+	g.beginWatch()
+	defer g.endWatch()
 	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	draining, drainNow := context.WithCancel(ctx)
@@ -77,15 +79,24 @@ func serverOf(ctx context.Context) *server {
 	return s
 }
 
+// endless reports whether res does not end by itself: an upgraded connection, or an event stream.
+func endless(res *http.Response) bool {
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		return true
+	}
+	t := res.Header.Get("Content-Type")
+	return len(t) >= len(eventType) && strings.EqualFold(t[:len(eventType)], eventType)
+}
+
+const eventType = "text/event-stream"
+
 // watch ends an answer that would not end by itself when the server drains.
 func (s *server) watch(x *exchange, res *http.Response) {
-	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
-	switch {
-	case res.StatusCode == http.StatusSwitchingProtocols:
-	case kind == "text/event-stream":
-		res.Body = &eventStream{res.Body, s.draining}
-	default:
+	if !endless(res) {
 		return
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = &eventStream{res.Body, s.draining}
 	}
 	x.unwatch = context.AfterFunc(s.draining, x.cancel)
 }
