@@ -44,7 +44,8 @@ type affinity interface {
 	// prefer returns the upstream that the client of r is to go to, of those that ok accepts, or nil if any other will
 	// do as well. It is asked once for each attempt, and then ok accepts fewer. It says why to say, which may be nil.
 	prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream
-	// binds reports whether clients carry something that binds them: then a draining upstream keeps its own.
+	// binds reports whether clients belong to an upstream by something that they carry. Then one that drains keeps its
+	// clients until the deadline; otherwise it is left out at once.
 	binds() bool
 	// answered sees the header of u's answer to r before the client does. It may bind the client to u.
 	answered(r *http.Request, u *upstream, res *http.Response)
