@@ -98,6 +98,8 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		a := &x.attempt
 		switch {
+		case misframed(x.in):
+			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 		case req.Context().Err() != nil:
 			return nil, fmt.Errorf("%w: %w", errClientGone, err)
 		case body.clientError() != nil || !a.asked:

@@ -160,7 +160,9 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errClientGone):
 		x.status = 499 // nobody reads it; known from nginx
 	case errors.Is(err, errBadRequest):
-		g.rejected.Add(1)
+		if !misframed(x.in) { // which was counted
+			g.rejected.Add(1)
+		}
 		x.status, why = http.StatusBadRequest, "The request could not be read to its end."
 	case errors.Is(err, errUnreachable):
 		g.unavailable.Add(1)
