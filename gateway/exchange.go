@@ -29,6 +29,7 @@ var (
 type exchange struct {
 	in       *http.Request
 	writer   http.ResponseWriter
+	origin   origin
 	cancel   context.CancelFunc
 	unwatch  func() bool // undoes server.watch, or nil
 	began    time.Time

@@ -106,13 +106,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
+	x.origin = g.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	if s := serverOf(ctx); s != nil {
 		s.handlers.Add(1)
 		defer s.handlers.Done()
 	}
-	g.proxy.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	x.in = r
+	g.proxy.ServeHTTP(w, r)
 	if x.duplex {
 		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
 		// may be waiting for the answer, so that goes out first.

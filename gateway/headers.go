@@ -26,8 +26,9 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	}
 	// A request's trailer would arrive unstripped.
 	p.Out.Trailer = nil
-	p.SetXForwarded()
-	exchangeOf(p.In.Context()).table.affinity.strip(h)
+	x := exchangeOf(p.In.Context())
+	x.origin.setForwarded(h)
+	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
 	// the parameters, the application must see no other than we do.
 	if g.config.SessionParameter == "" {

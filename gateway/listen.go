@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast/gateway/internal/framing"
 )
@@ -16,8 +18,9 @@ import (
 // whether HTTP/1 or HTTP/2 is spoken, and puts the guard of HTTP/1's framing on top.
 type front struct {
 	net.Listener
-	g   *Gateway
-	tls *tls.Config // or nil
+	g     *Gateway
+	tls   *tls.Config // or nil
+	began time.Time
 
 	ready   chan accepted
 	ctx     context.Context // ends with Close
@@ -32,7 +35,7 @@ type accepted struct {
 
 // newFront begins to accept connections of l. Close ends that.
 func (g *Gateway) newFront(l net.Listener, config *tls.Config) *front {
-	f := &front{Listener: l, g: g, tls: config, ready: make(chan accepted)}
+	f := &front{Listener: l, g: g, tls: config, began: time.Now(), ready: make(chan accepted)}
 	f.ctx, f.close = context.WithCancel(context.Background())
 	f.workers.Go(f.accept)
 	return f
@@ -67,7 +70,11 @@ func (f *front) accept() {
 			}
 			continue
 		}
-		f.workers.Go(func() { f.prepare(c) })
+		if f.tls == nil && !f.g.config.ProxyProtocol {
+			f.prepare(c) // which does not wait
+		} else {
+			f.workers.Go(func() { f.prepare(c) })
+		}
 	}
 }
 
@@ -81,12 +88,28 @@ func (f *front) hand(a accepted) {
 	}
 }
 
-func (f *front) prepare(c net.Conn) {
+// prepare makes a connection ready for HTTP, which may take until ReadHeaderTimeout, twice.
+func (f *front) prepare(socket net.Conn) {
+	stop := context.AfterFunc(f.ctx, func() { _ = socket.Close() })
+	defer stop()
+	g := f.g
+	c := &clientConn{
+		Conn: socket, socket: socket, remote: socket.RemoteAddr(), release: func() {}, timeout: g.config.WriteTimeout, clock: clock{f.began},
+	}
+	peer, _ := netip.ParseAddrPort(c.remote.String())
+	if g.config.ProxyProtocol && g.config.trustedAddr(peer.Addr().Unmap()) {
+		var err error
+		if c.Conn, c.remote, err = g.readProxyHeader(socket); err != nil {
+			g.config.Logger.Debug("no PROXY header from a trusted proxy", "proxy", peer.Addr().String(), "err", err)
+			_ = c.Close()
+			return
+		}
+	}
 	if f.tls == nil {
-		f.hand(accepted{conn: framing.NewConn(c, f.g.serverHeaderBytes(), f.g.refusedFraming)})
+		f.hand(accepted{conn: framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming)})
 		return
 	}
-	ctx, cancel := context.WithTimeout(f.ctx, f.g.config.ReadHeaderTimeout)
+	ctx, cancel := context.WithTimeout(f.ctx, g.config.ReadHeaderTimeout)
 	defer cancel()
 	secure := tls.Server(c, f.tls)
 	if err := secure.HandshakeContext(ctx); err != nil {
@@ -94,7 +117,7 @@ func (f *front) prepare(c net.Conn) {
 		if errors.As(err, &plain) && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
 			_, _ = io.WriteString(plain.Conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\nThis port speaks https, not http.\n")
 		}
-		f.g.config.Logger.Debug("tls handshake failed", "err", err)
+		g.config.Logger.Debug("tls handshake failed", "err", err)
 		_ = c.Close()
 		return
 	}
@@ -102,7 +125,7 @@ func (f *front) prepare(c net.Conn) {
 		f.hand(accepted{conn: secure})
 		return
 	}
-	f.hand(accepted{conn: framing.NewTLSConn(secure, f.g.serverHeaderBytes(), f.g.refusedFraming)})
+	f.hand(accepted{conn: framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming)})
 }
 
 // guard is what a request needs to know of the connection that it came by.

@@ -170,11 +170,18 @@ func mustRun(t testing.TB, proto string, c gateway.Config) *running {
 // mustDial returns a connection to the gateway for HTTP/1.1, over TLS if it speaks that.
 func (r *running) mustDial() net.Conn {
 	r.t.Helper()
+	return r.mustDialAfter("")
+}
+
+// mustDialAfter sends text on the connection first, below TLS.
+func (r *running) mustDialAfter(text string) net.Conn {
+	r.t.Helper()
 	scheme, addr, _ := strings.Cut(r.url, "://")
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	_, _ = io.WriteString(c, text)
 	if scheme == "https" {
 		_, roots := testCert()
 		c = tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "example.com"})
