@@ -8,10 +8,19 @@ import (
 	"strings"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/holdfast-sessions/holdfast/gateway/signed"
 )
 
-// validateClients checks what has to do with who a client is.
+// validateClients checks what has to do with who a client is, and what upstreams are told of it.
 func (c Config) validateClients(bad func(format string, args ...any)) {
+	switch k := c.SignatureKey; {
+	case len(k) == 0:
+	case len(k) != signed.KeyBytes:
+		bad("signature key of %d bytes: want %d random ones, the same for gateways and applications", len(k), signed.KeyBytes)
+	case [signed.KeyBytes]byte(k) == [signed.KeyBytes]byte{}:
+		bad("signature key is all zeros: want %d random bytes", signed.KeyBytes)
+	}
 	for i, p := range c.TrustedProxies {
 		switch {
 		case !p.IsValid():

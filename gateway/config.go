@@ -109,6 +109,10 @@ type Config struct {
 	// 2. A connection of theirs without one is closed.
 	ProxyProtocol bool
 
+	// SignatureKey signs X-Session-Id, so that applications can tell that it comes from a gateway: 32 random bytes, the
+	// same for all gateways and applications. See package signed. Empty: not signed.
+	SignatureKey []byte
+
 	// TLS is for the clients' side of Run, HTTP/2 included. Nil: plain HTTP/1.1.
 	TLS *tls.Config
 	// UpstreamTLS is for upstreams with an https URL. Nil: the system's roots.

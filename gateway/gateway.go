@@ -48,6 +48,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
+	c.SignatureKey = slices.Clone(c.SignatureKey)
 	g := &Gateway{config: c, places: placesOf(c)}
 	t, err := g.build(c, nil)
 	if err != nil {

@@ -13,7 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/gateway"
+	"github.com/holdfast-sessions/holdfast/gateway/signed"
 )
 
 const (
@@ -153,6 +155,28 @@ func TestSessionIDForwarded(t *testing.T) {
 		g.send("GET", "/?s="+tokenA, "")
 		if log := g.log.String(); strings.Contains(log, tokenA) || strings.Contains(log, tokenB) {
 			t.Errorf("token in the log:\n%s", log)
+		}
+	})
+}
+
+// What the gateway signs, an application can verify, and what a client signs does not arrive.
+func TestSessionIDSigned(t *testing.T) {
+	key := []byte("fedcba9876543210fedcba9876543210")
+	protocols(t, func(t *testing.T, proto string) {
+		app := mustApp(t, func(w http.ResponseWriter, r *http.Request) {
+			id, err := signed.Verify(r, time.Minute, key)
+			fmt.Fprint(w, id.Hex(), " ", err)
+		})
+		g := mustRun(t, proto, gateway.Config{Upstreams: upstreams(app), SignatureKey: key, SessionHeader: "Session-Token"})
+		if got, want := g.send("POST", "/", "x", "Session-Token", tokenA).body, idOf(tokenA)+" <nil>"; got != want {
+			t.Errorf("signed: %s, want %s", got, want)
+		}
+		forged := http.Header{}
+		id, _ := holdfast.TokenID(tokenB)
+		signed.Sign(forged, key, id, "GET", g.url[strings.LastIndex(g.url, "/")+1:], time.Now())
+		a := g.send("GET", "/", "", signed.HeaderID, forged.Get(signed.HeaderID), signed.HeaderSignature, forged.Get(signed.HeaderSignature))
+		if want := signed.ErrNone.Error(); !strings.HasSuffix(a.body, want) {
+			t.Errorf("replayed by a client: %s, want %s", a.body, want)
 		}
 	})
 }
