@@ -72,21 +72,32 @@ func (c *choice) weigh(u *upstream) int64 {
 	return w
 }
 
-// balance picks one of the upstreams that are up and not tried, or nil: by zone and load first, then without asking
-// for these.
-func (c *choice) balance() *upstream {
-	open := func(u *upstream) bool { return c.untried(u) && c.up(u) }
+// balance picks one of the upstreams that are open and not tried, or nil: by zone and load first, then without asking
+// for these. It reports whether all of them have as many requests as they may.
+func (c *choice) balance() (u *upstream, full bool) {
+	free := func(u *upstream) bool { return c.untried(u) && c.open(u) && u.room() }
 	if c.local {
-		if u := c.among(func(u *upstream) bool { return open(u) && u.zone == c.config.Zone && c.light(u) }); u != nil {
-			return c.picked(u, c.config.Zone)
+		if u := c.among(func(u *upstream) bool { return free(u) && u.zone == c.config.Zone && c.light(u) }); u != nil {
+			return c.picked(u, c.config.Zone), false
 		}
 	}
 	if c.config.LoadFactor != 0 {
-		if u := c.among(func(u *upstream) bool { return open(u) && c.light(u) }); u != nil {
-			return c.picked(u, "")
+		if u := c.among(func(u *upstream) bool { return free(u) && c.light(u) }); u != nil {
+			return c.picked(u, ""), false
 		}
 	}
-	return c.picked(c.among(open), "")
+	if u := c.among(free); u != nil {
+		return c.picked(u, ""), false
+	}
+	for _, u := range c.upstreams {
+		if c.untried(u) && c.open(u) {
+			if c.say != nil {
+				c.say.add("every upstream that is up has as many requests as it may: the request waits")
+			}
+			return u, true
+		}
+	}
+	return nil, false
 }
 
 // picked says why u, or nil, was picked.

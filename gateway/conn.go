@@ -4,18 +4,38 @@ import (
 	"crypto/tls"
 	"net"
 	"sync/atomic"
+	"time"
 )
 
 // conn is a connection to an upstream that knows whether anything was sent on it.
 type conn struct {
 	net.Conn
-	sent atomic.Int64 // bytes
+	live  *live
+	stall time.Duration // that one write may take
+	sent  atomic.Int64  // bytes
 }
 
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.live.heard.Store(int64(c.live.clock.now()))
+	}
+	return n, err
+}
+
+// Write gives up an upstream that does not read.
 func (c *conn) Write(b []byte) (int, error) {
+	_ = c.Conn.SetWriteDeadline(time.Now().Add(c.stall))
 	n, err := c.Conn.Write(b)
 	c.sent.Add(int64(n))
 	return n, err
+}
+
+func (c *conn) Close() error {
+	c.live.mu.Lock()
+	delete(c.live.conns, c)
+	c.live.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // CloseWrite passes on the half-close of an upgraded connection.

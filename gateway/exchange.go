@@ -23,12 +23,16 @@ var (
 	errUnreachable = errors.New("no upstream can be reached")
 	errClientGone  = errors.New("client went away")
 	errBadRequest  = errors.New("bad request")
+	errLoop        = errors.New("it leads back to this gateway")
+	errCut         = errors.New("upstream is out of service")
 )
 
 // exchange is one request and what becomes of it.
 type exchange struct {
+	gateway  *Gateway
 	in       *http.Request
 	writer   http.ResponseWriter
+	origin   origin
 	cancel   context.CancelFunc
 	unwatch  func() bool // undoes server.watch, or nil
 	began    time.Time
@@ -80,52 +84,66 @@ func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{})
 
 // forwarder is the transport of the ReverseProxy. It picks an upstream, and goes on to others while that does no
 // harm.
-type forwarder struct{}
+type forwarder struct{ *Gateway }
 
-func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
-	x := exchangeOf(req.Context())
+func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	x := exchangeOf(ctx)
 	body := newReplay(req)
 	x.body = body
-	var tried []*upstream
-	u := x.table.pick(x.in, nil, nil)
+	var tried []*live
+	u, err := x.next(ctx, nil)
+	if err == nil && u == nil {
+		err = errUnreachable
+	}
+	if err != nil {
+		return nil, x.orGone(ctx, err)
+	}
+	x.hold(u)
 	for repeats := 0; ; {
-		x.hold(u)
+		began := x.table.clock.now()
 		res, err := x.send(u, req, body)
 		if err == nil {
-			x.served = u
-			u.answered()
-			return res, nil
+			if !g.looped(res) {
+				x.served = u
+				g.answered(x.table, u, res.StatusCode)
+				return res, nil
+			}
+			_ = res.Body.Close()
+			err = errLoop
 		}
 		a := &x.attempt
 		switch {
-		case req.Context().Err() != nil:
-			return nil, fmt.Errorf("%w: %w", errClientGone, err)
+		case misframed(x.in):
+			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+		case ctx.Err() != nil:
+			return nil, x.orGone(ctx, err)
 		case body.clientError() != nil || !a.asked:
 			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 		}
-		u.failures.Add(1)
+		loop := errors.Is(err, errLoop)
 		unconnected := a.conn == nil
-		if unconnected {
-			u.refused(x.table.clock.now(), err)
-		}
+		g.attemptFailed(x.table, u, a, began, err)
 		err = fmt.Errorf("upstream %s: %w", u.id, err)
-		if a.mayHaveArrived() && !idempotent(req.Method) || !body.rewindable() {
+		if a.mayHaveArrived() && !idempotent(req.Method) && !loop || !body.rewindable() {
 			return nil, err
 		}
-		if !unconnected {
+		if !unconnected && !loop {
 			if repeats++; repeats > maxRepeats {
 				return nil, err
 			}
 		}
-		next := u
-		if !unconnected && a.reused && !timeout(err) {
+		if !unconnected && !loop && a.reused && !timeout(err) && !u.isCut() {
 			// The connection was an old one, which says nothing about the upstream: try it on a new one.
 			u.transport.CloseIdleConnections()
-		} else {
-			tried = append(tried, u)
-			next = x.table.pick(x.in, tried, nil)
+			u.repeats.Add(1)
+			continue
 		}
+		tried = append(tried, u.live)
+		next, full := x.next(ctx, tried)
 		switch {
+		case full != nil:
+			return nil, x.orGone(ctx, full)
 		case next == nil && unconnected:
 			return nil, fmt.Errorf("%w: %w", errUnreachable, err)
 		case next == nil:
@@ -133,21 +151,16 @@ func (forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		u.repeats.Add(1)
 		u = next
+		x.hold(u)
 	}
 }
 
-// hold makes u the one that has this request now; nil: none has.
-func (x *exchange) hold(u *upstream) {
-	if x.holds == u {
-		return
+// orGone returns err, or that the client went away if it did.
+func (x *exchange) orGone(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", errClientGone, err)
 	}
-	if x.holds != nil {
-		x.holds.active.Add(-1)
-	}
-	if u != nil {
-		u.active.Add(1)
-	}
-	x.holds = u
+	return err
 }
 
 // send makes one attempt.
@@ -180,9 +193,14 @@ func readSmall(res *http.Response, method string) error {
 	if _, err := io.ReadFull(res.Body, b); err != nil {
 		return fmt.Errorf("read answer: %w", err)
 	}
-	res.Body = io.NopCloser(bytes.NewReader(b))
+	res.Body = &smallBody{bytes.NewReader(b)}
 	return nil
 }
+
+// smallBody is the body of an answer that was read already.
+type smallBody struct{ *bytes.Reader }
+
+func (*smallBody) Close() error { return nil }
 
 // idempotent reports whether a request may be repeated when it is not known whether it arrived (RFC 9110, 9.2.2).
 func idempotent(method string) bool {

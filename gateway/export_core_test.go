@@ -8,13 +8,13 @@ import (
 // Pick returns the ID of the upstream that r would be sent to now, after the tried ones, or "".
 func (g *Gateway) Pick(r *http.Request, tried ...string) string {
 	t := g.table.Load()
-	var all []*upstream
+	var all []*live
 	for _, u := range t.upstreams {
 		if slices.Contains(tried, u.id) {
-			all = append(all, u)
+			all = append(all, u.live)
 		}
 	}
-	if u := t.pick(r, all, nil); u != nil {
+	if u, wait := t.pick(r, all, nil); u != nil && wait == waitNot {
 		return u.id
 	}
 	return ""
@@ -36,9 +36,10 @@ func (g *Gateway) live(id string) *live {
 func (g *Gateway) Down(id string) {
 	for _, u := range g.table.Load().upstreams {
 		if u.id == id {
-			u.refused(u.clock.now(), http.ErrServerClosed)
+			u.leave(u.clock.now(), refused, g.config.Ejection, http.ErrServerClosed)
+			g.queue.kick()
 		}
 	}
 }
 
-func (g *Gateway) Back(id string) { g.live(id).back() }
+func (g *Gateway) Back(id string) { g.live(id).back(anyReason...) }

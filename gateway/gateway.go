@@ -17,6 +17,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,7 +25,9 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,9 +37,20 @@ import (
 // Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
 type Gateway struct {
 	config Config
-	places places
 	table  atomic.Pointer[table]
 	proxy  *httputil.ReverseProxy
+	queue  queue
+	hop    []string // the value of hopHeader; not to be changed
+
+	ejecting sync.Mutex // so that no more are ejected than may be
+
+	// mu guards the fields below, and every change of table.
+	mu        sync.Mutex
+	watchers  watchers
+	resolved  map[string][]netip.Addr   // by name, in order
+	weights   map[string]int            // by ID, that are not those of the configuration
+	leaving   map[*upstream]*time.Timer // not in the table any more; the timer cuts them off
+	listening map[net.Listener]bool
 
 	requests, unavailable, failed, rejected atomic.Uint64
 }
@@ -48,7 +62,10 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
-	g := &Gateway{config: c, places: placesOf(c)}
+	c.Upstreams = slices.Clone(c.Upstreams)
+	c.Key = slices.Clone(c.Key)
+	c.SignatureKey = slices.Clone(c.SignatureKey)
+	g := &Gateway{config: c, hop: []string{rand.Text()}}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -56,7 +73,7 @@ func New(c Config) (*Gateway, error) {
 	g.table.Store(t)
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
-		Transport:      forwarder{},
+		Transport:      forwarder{g},
 		ModifyResponse: g.answer,
 		ErrorHandler:   g.fail,
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug), // broken off copies
@@ -65,19 +82,13 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-// newTransport returns the transport of one upstream. It speaks HTTP/1.1 and does not use a proxy.
-func newTransport(c Config) *http.Transport {
+// newTransport returns the transport of one upstream, whose certificate is for name if that is given. It speaks HTTP/1.1 and does not use a proxy.
+func newTransport(c *Config, l *live, name string) *http.Transport {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, c.DialTimeout)
-			defer cancel()
-			nc, err := c.Dial(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			return &conn{Conn: nc}, nil
+			return l.dial(ctx, c, network, address)
 		},
-		TLSClientConfig:        c.UpstreamTLS.Clone(),
+		TLSClientConfig:        clientTLS(c.UpstreamTLS, name),
 		TLSHandshakeTimeout:    c.DialTimeout,
 		ResponseHeaderTimeout:  c.ResponseHeaderTimeout,
 		ExpectContinueTimeout:  time.Second,
@@ -94,9 +105,14 @@ func newTransport(c Config) *http.Transport {
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
-	x := &exchange{in: r, writer: w, began: time.Now(), table: g.table.Load()}
+	x := &exchange{gateway: g, in: r, writer: w, began: time.Now(), table: g.table.Load()}
 	defer g.over(x)
-	if status, why := refuse(r); status != 0 {
+	status, why := refuse(r)
+	if status == 0 && g.beenHere(r) {
+		status, why = http.StatusLoopDetected, "This request has been here before: the address of a server behind this gateway leads back to the gateway."
+		w.Header()[hopHeader] = g.hop
+	}
+	if status != 0 {
 		g.rejected.Add(1)
 		x.status = status
 		refuseReferrer(w.Header())
@@ -106,13 +122,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
+	x.origin = g.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	if s := serverOf(ctx); s != nil {
 		s.handlers.Add(1)
 		defer s.handlers.Done()
 	}
-	g.proxy.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	x.in = r
+	g.proxy.ServeHTTP(w, r)
 	if x.duplex {
 		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
 		// may be waiting for the answer, so that goes out first.
@@ -146,6 +165,12 @@ func (g *Gateway) answer(res *http.Response) error {
 		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
 	}
 	x.table.affinity.answered(x.in, x.served, res)
+	if endless(res) && res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = &eventStream{res.Body, x.served, serverOf(ctx)}
+	}
+	if _, small := res.Body.(*smallBody); !small && !endless(res) {
+		g.watchBody(x, res)
+	}
 	if s := serverOf(ctx); s != nil {
 		s.watch(x, res)
 	}
@@ -160,12 +185,22 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errClientGone):
 		x.status = 499 // nobody reads it; known from nginx
 	case errors.Is(err, errBadRequest):
-		g.rejected.Add(1)
+		if !misframed(x.in) { // which was counted
+			g.rejected.Add(1)
+		}
 		x.status, why = http.StatusBadRequest, "The request could not be read to its end."
 	case errors.Is(err, errUnreachable):
 		g.unavailable.Add(1)
 		x.status, why = http.StatusServiceUnavailable, "No server can be reached at the moment. Please try again in a few seconds."
 		w.Header().Set("Retry-After", "1")
+	case errors.Is(err, errFull):
+		g.unavailable.Add(1)
+		x.status, why = http.StatusServiceUnavailable, "All servers are busy at the moment. Please try again in a few seconds."
+		w.Header().Set("Retry-After", strconv.Itoa(int(max(x.table.config.QueueTimeout.Round(time.Second)/time.Second, 1))))
+	case errors.Is(err, errLoop):
+		g.failed.Add(1)
+		level = slog.LevelWarn
+		x.status, why = http.StatusLoopDetected, "The address of a server behind this gateway leads back to the gateway."
 	case timeout(err):
 		g.failed.Add(1)
 		level = slog.LevelWarn
@@ -230,8 +265,11 @@ type Request struct {
 // UpstreamStats is the state of an upstream.
 type UpstreamStats struct {
 	ID, URL string
-	// Up is false after a failed connect until the next answer.
-	Up bool
+	// Up says that State is StateUp.
+	Up    bool
+	State State
+	// DrainUntil is when it has to be empty, while State is StateDraining.
+	DrainUntil time.Time
 	// Weight and Zone are those of the configuration.
 	Weight int
 	Zone   string
@@ -239,6 +277,10 @@ type UpstreamStats struct {
 	Active int
 	// Requests counts its answers, Failures attempts that brought none, Repeats those that were repeated.
 	Requests, Failures, Repeats uint64
+	// MaxRequests is that of the configuration, Waiting counts the requests that wait for a place at it.
+	MaxRequests, Waiting int
+	// Ejections counts how often it was ejected, Checks its health checks, FailedChecks those that failed.
+	Ejections, Checks, FailedChecks uint64
 }
 
 // Upstreams returns the state of every upstream, in the order of the configuration.
@@ -246,9 +288,13 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 	upstreams := g.table.Load().upstreams
 	all := make([]UpstreamStats, len(upstreams))
 	for i, u := range upstreams {
+		state, until := u.state()
 		all[i] = UpstreamStats{
-			ID: u.id, URL: u.url.String(), Up: u.out.Load() == 0, Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
+			ID: u.id, URL: u.url.String(), Up: state == StateUp, State: state, DrainUntil: until,
+			Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
+			MaxRequests: int(u.maxRequests), Waiting: int(u.waiting.Load()),
+			Ejections: u.ejections.Load(), Checks: u.checks.Load(), FailedChecks: u.failedChecks.Load(),
 		}
 	}
 	return all
@@ -275,6 +321,11 @@ func (g *Gateway) Stats() Stats {
 // needs it. Requests in flight go on.
 func (g *Gateway) Close() error {
 	for _, u := range g.table.Load().upstreams {
+		u.transport.CloseIdleConnections()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for u := range g.leaving {
 		u.transport.CloseIdleConnections()
 	}
 	return nil
