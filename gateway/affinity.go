@@ -44,7 +44,8 @@ type affinity interface {
 	// prefer returns the upstream that the client of r is to go to, of those that ok accepts, or nil if any other will
 	// do as well. It is asked once for each attempt, and then ok accepts fewer. It says why to say, which may be nil.
 	prefer(r *http.Request, ok func(*upstream) bool, say *steps) *upstream
-	// binds reports whether clients carry something that binds them: then a draining upstream keeps its own.
+	// binds reports whether clients belong to an upstream by something that they carry. Then one that drains keeps its
+	// clients until the deadline; otherwise it is left out at once.
 	binds() bool
 	// answered sees the header of u's answer to r before the client does. It may bind the client to u.
 	answered(r *http.Request, u *upstream, res *http.Response)
@@ -198,18 +199,6 @@ func byRoute(upstreams []*upstream) map[string]*upstream {
 		all[u.route] = u
 	}
 	return all
-}
-
-// clientAddr returns the address of the client of r, or the zero Addr if it has none, as over a Unix socket.
-func clientAddr(r *http.Request) netip.Addr {
-	a, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return a.Addr().Unmap().WithZone("")
-}
-
-// trusted reports whether r came from a trusted proxy.
-func (c *Config) trusted(r *http.Request) bool {
-	a := clientAddr(r)
-	return slices.ContainsFunc(c.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // cookies yields the values of every cookie called name, as package holdfast reads them. (http.Request.Cookies is silently empty when there are

@@ -78,7 +78,7 @@ func (a *ipAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *steps
 	i := a.servers.Pick(clientAddr(r), func(i int) bool { return ok(a.upstreams[i]) })
 	if i < 0 {
 		if say != nil {
-			say.add("ip_hash comes to no upstream that takes the request now, so it is left to the balance, as in nginx")
+			say.add("ip_hash chooses none: there is only one upstream, or 20 further hashes found none that takes the request; nginx would take turns, too")
 		}
 		return nil
 	}

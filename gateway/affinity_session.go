@@ -138,8 +138,8 @@ func (a *sessionAffinity) learn(r *http.Request, u *upstream, res *http.Response
 	for _, id := range a.places.ids(r, room[:0]) {
 		if c.ended {
 			a.learned.Delete(id)
-		} else {
-			a.learned.Add(id, u.id)
+		} else if a.ids[a.learned.Peek(id)] == nil {
+			a.learned.Put(id, u.id)
 		}
 	}
 	if c.set {

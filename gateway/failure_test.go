@@ -445,12 +445,8 @@ func TestBadChunk(t *testing.T) {
 // raw sends text to the gateway and returns the answer, up to the end of the connection.
 func (r *running) raw(text string) string {
 	r.t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	c := r.mustDial()
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.WriteString(c, text); err != nil {
 		r.t.Fatal(err)
 	}

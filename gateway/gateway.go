@@ -64,6 +64,7 @@ func New(c Config) (*Gateway, error) {
 	c.SessionCookies = slices.Clone(c.SessionCookies)
 	c.Upstreams = slices.Clone(c.Upstreams)
 	c.Key = slices.Clone(c.Key)
+	c.SignatureKey = slices.Clone(c.SignatureKey)
 	g := &Gateway{config: c, hop: []string{rand.Text()}}
 	t, err := g.build(c, nil)
 	if err != nil {
@@ -121,13 +122,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
+	x.origin = g.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	if s := serverOf(ctx); s != nil {
 		s.handlers.Add(1)
 		defer s.handlers.Done()
 	}
-	g.proxy.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	x.in = r
+	g.proxy.ServeHTTP(w, r)
 	if x.duplex {
 		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
 		// may be waiting for the answer, so that goes out first.
@@ -181,7 +185,9 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errClientGone):
 		x.status = 499 // nobody reads it; known from nginx
 	case errors.Is(err, errBadRequest):
-		g.rejected.Add(1)
+		if !misframed(x.in) { // which was counted
+			g.rejected.Add(1)
+		}
 		x.status, why = http.StatusBadRequest, "The request could not be read to its end."
 	case errors.Is(err, errUnreachable):
 		g.unavailable.Add(1)

@@ -93,23 +93,16 @@ func (t *Table) Peek(id string) (home string) {
 }
 
 // Put says where an ID lives, whatever the table knew.
-func (t *Table) Put(id, home string) { t.put(id, home, true) }
-
-// Add says where an ID lives if the table knows nothing of it.
-func (t *Table) Add(id, home string) { t.put(id, home, false) }
-
-func (t *Table) put(id, home string, overwrite bool) {
+func (t *Table) Put(id, home string) {
 	s, k := t.locate(id)
 	now := time.Since(t.start)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire(now)
 	if i, ok := s.slots[k]; ok {
-		if overwrite || s.expired(i, now) {
-			s.entries[i].home, s.entries[i].used = home, now
-			s.unlink(i)
-			s.link(s.entries[i].list, i)
-		}
+		s.entries[i].home, s.entries[i].used = home, now
+		s.unlink(i)
+		s.link(s.entries[i].list, i)
 		return
 	}
 	if len(s.slots) >= s.max {

@@ -28,11 +28,13 @@ func wantHome(t testing.TB, table *learned.Table, id, want string) {
 func TestTable(t *testing.T) {
 	table := learned.New(100, time.Hour)
 	wantHome(t, table, "x", "")
-	table.Add("x", "a")
-	table.Add("x", "b")
+	table.Put("x", "a")
 	wantHome(t, table, "x", "a")
 	table.Put("x", "b")
 	wantHome(t, table, "x", "b")
+	if got := table.Peek("x"); got != "b" {
+		t.Errorf("Peek: %q, want b", got)
+	}
 	table.Put("y", "c")
 	table.Delete("x")
 	table.Delete("x")
@@ -68,17 +70,6 @@ func TestIdle(t *testing.T) {
 	})
 }
 
-// An expired entry counts as none, also before anything dropped it.
-func TestAddOverExpired(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		table := learned.New(1000, time.Hour)
-		table.Put("x", "a")
-		time.Sleep(time.Hour + 1)
-		table.Add("x", "b")
-		wantHome(t, table, "x", "b")
-	})
-}
-
 // Sessions in use survive a flood of ten times the table's size of IDs that are used once.
 func TestFlood(t *testing.T) {
 	const size = 3200
@@ -90,7 +81,7 @@ func TestFlood(t *testing.T) {
 		wantHome(t, table, fmt.Sprint("user", i), "a")
 	}
 	for i := range size * 10 {
-		table.Add(fmt.Sprint("flood", i), "b")
+		table.Put(fmt.Sprint("flood", i), "b")
 	}
 	for i := range size / 2 {
 		wantHome(t, table, fmt.Sprint("user", i), "a")
@@ -152,13 +143,6 @@ func TestModel(t *testing.T) {
 				k, v := id.Draw(t, "id"), home.Draw(t, "home")
 				table.Put(k, v)
 				model[k] = v
-			},
-			"add": func(t *rapid.T) {
-				k, v := id.Draw(t, "id"), home.Draw(t, "home")
-				table.Add(k, v)
-				if model[k] == "" {
-					model[k] = v
-				}
 			},
 			"delete": func(t *rapid.T) {
 				k := id.Draw(t, "id")
