@@ -91,7 +91,7 @@ func (a *sessionAffinity) unknown(r *http.Request, ids []string, ok func(*upstre
 		}
 		return nil
 	}
-	i := a.nodes.Pick(value, func(i int) bool { return ok(a.upstreams[i]) })
+	i := a.nodes.Pick(value, func(i int) bool { return takesNew(a.upstreams[i]) && ok(a.upstreams[i]) })
 	if i < 0 {
 		return nil
 	}
