@@ -179,7 +179,7 @@ func (m *Manager) Open(ctx context.Context, id driver.ID) (*Session, error) {
 
 // bound gives ctx the deadline that holds for one call's work in the store.
 func (m *Manager) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if m.description.Immediate {
+	if m.store == nil || m.description.Immediate {
 		return ctx, func() {}
 	}
 	return context.WithTimeout(ctx, m.config.StoreTimeout)

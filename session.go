@@ -163,8 +163,10 @@ func (s *Session) change(c driver.Change) error {
 	if old, err := s.valueIn(s.record, c.Name); err == nil && (old == nil) == c.Delete && bytes.Equal(old, c.Value) {
 		return nil
 	}
-	pending := slices.Clone(s.pending)
-	pending = slices.DeleteFunc(pending, func(p driver.Change) bool { return p.Name == c.Name })
+	pending := s.pending
+	if i := slices.IndexFunc(pending, func(p driver.Change) bool { return p.Name == c.Name }); i >= 0 {
+		pending = slices.Delete(slices.Clone(pending), i, i+1) // whole if the change is refused
+	}
 	if !c.Delete || s.record.Revision != 0 {
 		pending = append(pending, c)
 	}
@@ -190,7 +192,7 @@ func (s *Session) fits(changes []driver.Change) error {
 		return nil
 	}
 	rec, err := s.m.follow(s.policy, s.record, s.m.seal(s.id, changes))
-	if err == nil && s.m.sealed() && !s.m.config.Spill {
+	if err == nil && s.m.sealed() && !s.m.config.Spill && rec.EncodedLen() > limit { // bound counts what is replaced, too
 		_, err = s.m.sealToken(s.x.binding(), s.id, rec)
 	}
 	return err

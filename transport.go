@@ -237,13 +237,28 @@ func (m *Manager) mostChunks(name string) int {
 // sent, from number k on, and all below number unseen.
 func (x *exchange) dropChunks(c sentCookie, k, unseen int) {
 	name := c.Name
+	came := x.chunksSent(name)
 	for ; k <= maxChunks; k++ {
-		c.Name = chunkName(name, k)
-		var room [1]string
-		if k < unseen || len(x.chunks(room[:], name, k)) > 0 {
+		if k < unseen || came[k] {
+			c.Name = chunkName(name, k)
 			x.Header().Add("Set-Cookie", c.header("", -1))
 		}
 	}
+}
+
+// chunksSent reports which parts of a token the request has.
+func (x *exchange) chunksSent(name string) (came [maxChunks + 1]bool) {
+	for _, line := range x.r.Header["Cookie"] {
+		for rest, more := line, true; more; {
+			var pair string
+			pair, rest, more = strings.Cut(rest, ";")
+			part, ok := strings.CutPrefix(strings.TrimLeft(pair, " \t"), name+".")
+			if ok && len(part) > 1 && part[1] == '=' && part[0] > '0' && part[0] <= '0'+maxChunks {
+				came[part[0]-'0'] = true
+			}
+		}
+	}
+	return came
 }
 
 // binding is what a sealed token of the request is bound to: what carries it, and for which tenant.
@@ -320,13 +335,16 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// header returns the cookie as a Set-Cookie header.
+// header returns the cookie as a Set-Cookie header. The value is a token or a part of one, which has no characters that a
+// cookie may not have: net/http, which looks at each, would take as long as to seal it.
 func (c sentCookie) header(value string, maxAge int) string {
 	h := http.Cookie{
-		Name: c.Name, Value: value, Path: c.Path, Domain: c.Domain, MaxAge: maxAge,
+		Name: c.Name, Path: c.Path, Domain: c.Domain, MaxAge: maxAge,
 		Secure: c.secure, HttpOnly: true, SameSite: c.SameSite, Partitioned: c.Partitioned && c.secure,
 	}
-	return h.String()
+	line := h.String()
+	at := len(c.Name) + len("=")
+	return line[:at] + value + line[at:]
 }
 
 // completeHeader adds what the session means to the response: its token, and who may keep a copy.

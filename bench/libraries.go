@@ -37,6 +37,7 @@ type app struct {
 	wrap  func(http.Handler) http.Handler
 	get   func(r *http.Request, field int) (string, error)
 	set   func(w http.ResponseWriter, r *http.Request, field int, value string) error
+	fill  func(w http.ResponseWriter, values []string) error // begins a session with all fields, where set cannot
 	touch func(w http.ResponseWriter, r *http.Request) error // extends the idle timeout, where that needs a call
 	renew func(r *http.Request) error
 	end   func(w http.ResponseWriter, r *http.Request) error
@@ -214,6 +215,12 @@ func openHoldfast(s setup) (*app, error) {
 	if err != nil {
 		return nil, err
 	}
+	a := holdfastApp(m)
+	a.close = func() { _ = store.Close() } // always nil
+	return a, nil
+}
+
+func holdfastApp(m *holdfast.Manager) *app {
 	return &app{
 		wrap: m.Handler,
 		get: func(r *http.Request, field int) (string, error) {
@@ -259,8 +266,8 @@ func openHoldfast(s setup) (*app, error) {
 			}
 			return counter.Get(s)
 		},
-		close: func() { _ = store.Close() }, // always nil
-	}, nil
+		close: func() {},
+	}
 }
 
 // jsonCodec has scs keep sessions as JSON, as Holdfast keeps values.
@@ -349,7 +356,10 @@ func scsCount(m *scs.SessionManager, r *http.Request) (int, error) {
 const gorillaCookie = "session"
 
 func openGorilla(setup) (*app, error) {
-	store := sessions.NewCookieStore([]byte("a key of 32 bytes to sign with.."))
+	return gorillaApp(sessions.NewCookieStore([]byte("a key of 32 bytes to sign with.."))), nil
+}
+
+func gorillaApp(store *sessions.CookieStore) *app {
 	store.MaxAge(int(lifetime / time.Second))
 	return &app{
 		wrap: func(h http.Handler) http.Handler { return h },
@@ -396,5 +406,5 @@ func openGorilla(setup) (*app, error) {
 			return n, err
 		},
 		close: func() {},
-	}, nil
+	}
 }

@@ -23,6 +23,7 @@ import (
 func main() {
 	var e effort
 	all := flag.Bool("all", false, "measure every combination of size and number of fields (minutes)")
+	sealed := flag.Bool("sealed", false, "measure sessions in cookies also if only some requests are measured, or no store (-stores none)")
 	stores := flag.String("stores", strings.Join(allStores, ","), "where sessions are kept")
 	document := flag.String("update", "", "a Markdown file to put the tables into, such as ../docs/BENCHMARKS.md")
 	flag.DurationVar(&e.sample, "sample", 20*time.Millisecond, "how long one sample takes")
@@ -34,7 +35,7 @@ func main() {
 		os.Exit(2)
 	}
 	var tables bytes.Buffer
-	err := run(io.MultiWriter(os.Stdout, &tables), *all, strings.Split(*stores, ","), e)
+	err := run(io.MultiWriter(os.Stdout, &tables), *all, *sealed, strings.Split(*stores, ","), e)
 	if err == nil && *document != "" {
 		err = update(*document, tables.String())
 	}
@@ -79,7 +80,7 @@ func shapes(all bool) []shape {
 	return s
 }
 
-func run(out io.Writer, all bool, stores []string, e effort) error {
+func run(out io.Writer, all, sealed bool, stores []string, e effort) error {
 	fmt.Fprintf(out, "%s, %s, %s/%s, %d cores, %d rounds of %v\n", time.Now().Format(time.DateOnly), runtime.Version(),
 		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), e.rounds, e.sample)
 	var places []server
@@ -124,10 +125,14 @@ func run(out io.Writer, all bool, stores []string, e effort) error {
 				compare(able(store, opMix), load{operation: opMix, shape: small, server: at, sessions: 1, atATime: 16}, longer))
 		}
 	}
-	if len(e.requests) == 0 {
-		if err := printSealed(out, e); err != nil {
+	if sealed || len(e.requests) == 0 {
+		more, err := printSealed(out, e)
+		if err != nil {
 			return err
 		}
+		bars = append(bars, more...)
+	}
+	if len(e.requests) == 0 && len(places) > 0 {
 		if err := printHarm(out, places); err != nil {
 			return err
 		}

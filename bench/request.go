@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 )
@@ -78,15 +79,16 @@ func (s shape) values() (v [64]string) {
 
 var body = []byte("<p>hello</p>")
 
+func answer(w http.ResponseWriter, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	_, _ = w.Write(body) // never fails, see response
+}
+
 // handler returns the app's middleware around a handler that does o and answers a few bytes.
 func (a *app) handler(o operation, sh shape) http.Handler {
-	answer := func(w http.ResponseWriter, err error) {
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		_, _ = w.Write(body) // never fails, see response
-	}
 	values, field := sh.values(), sh.field()
 	var writes atomic.Uint32
 	read := func(w http.ResponseWriter, r *http.Request) {
@@ -210,13 +212,17 @@ func serve(h http.Handler, r *http.Request) (*response, error) {
 // sessions makes n sessions of a shape and returns the Cookie header of each.
 func (a *app) sessions(n int, sh shape) ([]string, error) {
 	fill := a.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a.fill != nil {
+			answer(w, a.fill(w, slices.Repeat([]string{sh.value(firstValue)}, sh.fields)))
+			return
+		}
 		for i := range sh.fields {
 			if err := a.set(w, r, i, sh.value(firstValue)); err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
+				answer(w, err)
 				return
 			}
 		}
-		_, _ = w.Write(body) // never fails, see response
+		answer(w, nil)
 	}))
 	list := make([]string, n)
 	for i := range list {
@@ -224,9 +230,17 @@ func (a *app) sessions(n int, sh shape) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		// gorilla answers every Save with a cookie: the last counts.
+		// gorilla answers every Save with a cookie: the last of a name counts.
 		lines := w.header["Set-Cookie"]
-		w.header["Set-Cookie"] = lines[max(0, len(lines)-1):]
+		w.header["Set-Cookie"] = slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
+			name, _, _ := strings.Cut(line, "=")
+			for _, later := range slices.Backward(lines) {
+				if strings.HasPrefix(later, name+"=") {
+					return later != line
+				}
+			}
+			return false
+		})
 		if list[i] = w.cookies(); list[i] == "" {
 			return nil, errors.New("a request that sets fields got no cookie")
 		}

@@ -2,19 +2,31 @@ package main
 
 import (
 	"bytes"
-	"strings"
+	"fmt"
 	"testing"
 	"time"
 )
 
-// The table of sealed sessions can be made, and each contender reads what it wrote.
+// TestSealed makes the tables of sealed sessions, in which each contender reads what it wrote. With -short it leaves out what
+// depends on the machine.
 func TestSealed(t *testing.T) {
+	e := effort{rounds: 9, sample: 20 * time.Millisecond}
+	if testing.Short() {
+		e = quick
+	}
 	var out bytes.Buffer
-	if err := printSealed(&out, effort{rounds: 1, sample: time.Microsecond}); err != nil {
+	bars, err := printSealed(&out, e)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(out.String(), "| holdfast cookie "); n != 2 {
-		t.Errorf("%d rows, want 2:\n%s", n, &out)
+	t.Logf("%s", &out)
+	if len(bars) != 3*5*2 {
+		t.Errorf("%d bars, want 3 of each of 5 contenders and 2 sizes", len(bars))
+	}
+	for _, b := range bars {
+		if (b.exact || !testing.Short()) && !b.met(margin) {
+			t.Errorf("bar missed: %v", b)
+		}
 	}
 }
 
@@ -40,6 +52,18 @@ func BenchmarkSealed(b *testing.B) {
 					_, _ = s.write(want)
 				}
 			})
+		}
+	}
+}
+
+func BenchmarkSealedRequest(b *testing.B) {
+	for _, size := range []int{1 << 10, 3584} {
+		for _, o := range []operation{opRead, opWrite} {
+			for _, lib := range sealedLibraries {
+				b.Run(fmt.Sprintf("%s/%s/%s", kilobytes(size), o, lib.name), func(b *testing.B) {
+					benchmark(b, lib, o, shape{size - sealedFields*len("field0"), sealedFields}, server{})
+				})
+			}
 		}
 	}
 }

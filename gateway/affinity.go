@@ -204,18 +204,6 @@ func byRoute(upstreams []*upstream) map[string]*upstream {
 	return all
 }
 
-// clientAddr returns the address of the client of r, or the zero Addr if it has none, as over a Unix socket.
-func clientAddr(r *http.Request) netip.Addr {
-	a, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return a.Addr().Unmap().WithZone("")
-}
-
-// trusted reports whether r came from a trusted proxy.
-func (c *Config) trusted(r *http.Request) bool {
-	a := clientAddr(r)
-	return slices.ContainsFunc(c.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
 // cookies yields the values of every cookie called name, as package holdfast reads them. (http.Request.Cookies is silently empty when there are
 // more than 3000.)
 func cookies(h http.Header, name string) iter.Seq[string] {

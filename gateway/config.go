@@ -25,6 +25,10 @@ type Upstream struct {
 	// URL is http://host:port or https://host:port, with a path if the application lives under one.
 	URL string
 
+	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the address. The
+	// name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without it,
+	// the name is looked up for each connection, and its addresses are one upstream.
+	Resolve bool
 	// Weight is how many clients it gets for each one of an upstream of weight 1: 1 to 1000. Default 1.
 	Weight int
 	// Zone is where it stands, such as a data centre. See Config.Zone.
@@ -100,8 +104,18 @@ type Config struct {
 	// UpstreamHeader is the header in which, for AffinityHeader, one of TrustedProxies names the upstream. It is
 	// stripped.
 	UpstreamHeader string
-	// TrustedProxies are the addresses of proxies in front.
+	// TrustedProxies are the addresses of proxies in front. What they say about their clients in X-Forwarded-For,
+	// X-Forwarded-Proto and X-Forwarded-Host is believed, so they must set or strip all three. Of all others, nothing is.
 	TrustedProxies []netip.Prefix
+	// UseForwarded says that the trusted proxies use Forwarded (RFC 7239), and not X-Forwarded-*.
+	UseForwarded bool
+	// ProxyProtocol says that the trusted proxies begin each connection with a header of the PROXY protocol, version 1 or
+	// 2. A connection of theirs without one is closed.
+	ProxyProtocol bool
+
+	// SignatureKey signs X-Session-Id, so that applications can tell that it comes from a gateway: 32 random bytes, the
+	// same for all gateways and applications. See package signed. Empty: not signed.
+	SignatureKey []byte
 
 	// TLS is for the clients' side of Run, HTTP/2 included. Nil: plain HTTP/1.1.
 	TLS *tls.Config
@@ -116,6 +130,8 @@ type Config struct {
 	ReadHeaderTimeout time.Duration
 	// IdleTimeout is how long a client's connection waits for its next request. Default 2 min.
 	IdleTimeout time.Duration
+	// WriteTimeout is how long a client may take nothing of an answer before its connection is closed. Default 60 s.
+	WriteTimeout time.Duration
 	// DrainTimeout is how long Run lets requests finish after its context ended. Default 30 s.
 	DrainTimeout time.Duration
 	// MaxHeaderBytes bounds the header of a request (431 beyond). Default 64 KiB.
@@ -152,6 +168,12 @@ type Config struct {
 	// QueueTimeout is how long a request may wait there; then it is answered 503. Default 5 s.
 	QueueTimeout time.Duration
 
+	// ResolveEvery is how often the names of upstreams with Resolve are looked up, from nine tenths to eleven tenths at random.
+	// A look-up that fails changes nothing. Default 30 s.
+	ResolveEvery time.Duration
+	// Resolver looks them up. Nil: net.DefaultResolver.
+	Resolver Resolver
+
 	// Dial connects to an upstream. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// OnRequest is called when a request is over, on its goroutine.
@@ -170,12 +192,17 @@ func (c Config) withDefaults() Config {
 	def(&c.ResponseHeaderTimeout, time.Minute)
 	def(&c.ReadHeaderTimeout, 10*time.Second)
 	def(&c.IdleTimeout, 2*time.Minute)
+	def(&c.WriteTimeout, time.Minute)
 	def(&c.DrainTimeout, 30*time.Second)
 	c.withAffinityDefaults()
 	c.HealthCheck = c.HealthCheck.withDefaults()
 	c.Ejection = c.Ejection.withDefaults()
 	def(&c.BodyIdleTimeout, time.Minute)
 	def(&c.QueueTimeout, 5*time.Second)
+	def(&c.ResolveEvery, 30*time.Second)
+	if c.Resolver == nil {
+		c.Resolver = net.DefaultResolver
+	}
 	if c.MaxQueued == 0 {
 		c.MaxQueued = 1000
 	}
@@ -252,6 +279,7 @@ func (c Config) Validate() error {
 		{"response header timeout", c.ResponseHeaderTimeout},
 		{"read header timeout", c.ReadHeaderTimeout},
 		{"idle timeout", c.IdleTimeout},
+		{"write timeout", c.WriteTimeout},
 		{"drain timeout", c.DrainTimeout},
 	} {
 		if t.d < 0 {
@@ -262,6 +290,7 @@ func (c Config) Validate() error {
 		bad("max header bytes %d is negative", c.MaxHeaderBytes)
 	}
 	c.validateBalance(bad)
+	c.validateResolve(bad)
 	c.HealthCheck.validate(bad)
 	c.Ejection.validate(bad)
 	c.validateQueue(bad)
@@ -271,6 +300,7 @@ func (c Config) Validate() error {
 	if c.BodyIdleTimeout < 0 {
 		bad("body idle timeout %v is negative", c.BodyIdleTimeout)
 	}
+	c.validateClients(bad)
 	return errors.Join(errs...)
 }
 

@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"crypto/tls"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,11 @@ func TestConfigErrors(t *testing.T) {
 		{"a stripped header to hash", gateway.Config{Upstreams: one, Affinity: gateway.AffinityHash, Hash: gateway.HashOf{Header: "X-Forwarded-For"}}, []string{`header to hash "X-Forwarded-For"`}},
 		{"no header", gateway.Config{Upstreams: one, Affinity: gateway.AffinityHeader}, []string{"give the header", "name the trusted proxies"}},
 		{"max age", gateway.Config{Upstreams: one, Cookie: gateway.Cookie{MaxAge: 401 * 24 * time.Hour}}, []string{"cookie max age 9624h0m0s"}},
+		{"proxies", gateway.Config{Upstreams: one, TrustedProxies: []netip.Prefix{{}, netip.MustParsePrefix("0.0.0.0/0")}},
+			[]string{"trusted proxy 1 is not", "trusted proxy 0.0.0.0/0 is everybody"}},
+		{"no proxies", gateway.Config{Upstreams: one, UseForwarded: true, ProxyProtocol: true}, []string{"Forwarded is believed of", "PROXY protocol is spoken with"}},
+		{"signature key", gateway.Config{Upstreams: one, SignatureKey: []byte("short")}, []string{"signature key of 5 bytes"}},
+		{"zero signature key", gateway.Config{Upstreams: one, SignatureKey: make([]byte, 32)}, []string{"signature key is all zeros"}},
 		{"prefixed name", gateway.Config{Upstreams: one, Cookie: gateway.Cookie{Name: "__Host-x"}}, []string{"without a __ prefix"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

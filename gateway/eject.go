@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -132,47 +131,6 @@ func (g *Gateway) eject(t *table, u *upstream, why reason, err error) {
 		u.leave(t.clock.now(), why, t.config.Ejection, err)
 		g.queue.kick()
 	}
-}
-
-// hopHeader tells a gateway that a request has been here before. Each gateway adds a value of its own, random at each
-// start, so that gateways may stand one behind another. It is not Via, for which some servers turn compression off.
-const hopHeader = "Holdfast-Hop"
-
-// maxHops bounds what of hopHeader is passed on.
-const maxHops = 1 << 10
-
-// beenHere reports whether r has passed this gateway before, or so many that it goes in a circle.
-func (g *Gateway) beenHere(r *http.Request) bool {
-	n := 0
-	for _, v := range r.Header[hopHeader] {
-		if n += len(v); n > maxHops || strings.Contains(v, g.hop[0]) {
-			return true
-		}
-	}
-	return false
-}
-
-// markHop marks a request that goes to an upstream.
-func (g *Gateway) markHop(h http.Header) {
-	if before := h[hopHeader]; before != nil {
-		h[hopHeader] = append(slices.Clip(before), g.hop[0])
-		return
-	}
-	h[hopHeader] = g.hop
-}
-
-// looped reports whether an upstream's answer is this gateway's own that it has seen the request before. Another
-// gateway's it passes on: that one may be in front.
-func (g *Gateway) looped(res *http.Response) bool {
-	mark, ok := res.Header[hopHeader]
-	if !ok {
-		return false
-	}
-	own := slices.Contains(mark, g.hop[0])
-	if own || res.StatusCode != http.StatusLoopDetected {
-		delete(res.Header, hopHeader)
-	}
-	return own && res.StatusCode == http.StatusLoopDetected
 }
 
 // idleBody is the body of an answer that is given up when the upstream sends nothing more of it for d.

@@ -32,6 +32,7 @@ type exchange struct {
 	gateway  *Gateway
 	in       *http.Request
 	writer   http.ResponseWriter
+	origin   origin
 	cancel   context.CancelFunc
 	unwatch  func() bool // undoes server.watch, or nil
 	began    time.Time
@@ -113,6 +114,8 @@ func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		a := &x.attempt
 		switch {
+		case misframed(x.in):
+			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 		case ctx.Err() != nil:
 			return nil, x.orGone(ctx, err)
 		case body.clientError() != nil || !a.asked:

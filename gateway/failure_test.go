@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -327,6 +328,50 @@ func TestFrozen(t *testing.T) {
 	wantStatus(t, post.send("POST", "/", "x"), 200)
 }
 
+// A process that is stopped (SIGSTOP) still accepts connections. Its client is answered within the deadline and pays
+// once; all stay away until the process goes on.
+func TestProcessStopped(t *testing.T) {
+	apps := []*process{mustProcess(t, "127.0.0.1:0"), mustProcess(t, "127.0.0.1:0")}
+	const deadline = 2 * time.Second // long enough for a busy machine
+	g := mustRun(t, "h1", gateway.Config{
+		Upstreams: upstreams("http://"+apps[0].addr, "http://"+apps[1].addr), Affinity: gateway.AffinityCookie,
+		ResponseHeaderTimeout: deadline,
+		HealthCheck:           gateway.HealthCheck{Path: "/", Interval: time.Hour, Timeout: deadline},
+		Ejection:              gateway.Ejection{Time: deadline},
+	})
+	first := g.send("GET", "/", "")
+	cookie := affinityCookie(first)
+	if !strings.HasPrefix(first.body, apps[0].addr) {
+		t.Fatalf("first request went to %q, want %s", first.body, apps[0].addr)
+	}
+	if err := apps[0].cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	a := g.send("GET", "/", "", "Cookie", cookie)
+	wantStatus(t, a, 200)
+	if !strings.HasPrefix(a.body, apps[1].addr) || affinityCookie(a) == "" {
+		t.Errorf("answer %q, cookie %q", a.body, affinityCookie(a))
+	}
+	for range 20 {
+		wantStatus(t, g.send("POST", "/", "x", "Cookie", cookie), 200) // another client of the stopped one
+		wantStatus(t, g.send("POST", "/", "x"), 200)
+	}
+	if u := g.upstream("a"); u.State != gateway.StateEjected || u.Failures != 1 {
+		t.Errorf("stopped upstream: %+v, want it ejected after one failure", u)
+	}
+	if err := apps[0].cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	for until := time.Now().Add(20 * time.Second); !g.upstream("a").Up; time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("the upstream goes on and is not taken back")
+		}
+	}
+	if a := g.send("GET", "/", "", "Cookie", cookie); !strings.HasPrefix(a.body, apps[0].addr) {
+		t.Errorf("answer %q", a.body)
+	}
+}
+
 // A client that goes away, or breaks its own request, is no reason to leave an upstream.
 func TestClientFailures(t *testing.T) {
 	protocols(t, func(t *testing.T, proto string) {
@@ -400,12 +445,8 @@ func TestBadChunk(t *testing.T) {
 // raw sends text to the gateway and returns the answer, up to the end of the connection.
 func (r *running) raw(text string) string {
 	r.t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	c := r.mustDial()
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := io.WriteString(c, text); err != nil {
 		r.t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,7 +37,6 @@ import (
 // Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
 type Gateway struct {
 	config Config
-	places places
 	table  atomic.Pointer[table]
 	proxy  *httputil.ReverseProxy
 	queue  queue
@@ -45,8 +45,12 @@ type Gateway struct {
 	ejecting sync.Mutex // so that no more are ejected than may be
 
 	// mu guards the fields below, and every change of table.
-	mu       sync.Mutex
-	watchers watchers
+	mu        sync.Mutex
+	watchers  watchers
+	resolved  map[string][]netip.Addr   // by name, in order
+	weights   map[string]int            // by ID, that are not those of the configuration
+	leaving   map[*upstream]*time.Timer // not in the table any more; the timer cuts them off
+	listening map[net.Listener]bool
 
 	requests, unavailable, failed, rejected atomic.Uint64
 }
@@ -58,7 +62,10 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults()
 	c.SessionCookies = slices.Clone(c.SessionCookies)
-	g := &Gateway{config: c, places: placesOf(c), hop: []string{rand.Text()}}
+	c.Upstreams = slices.Clone(c.Upstreams)
+	c.Key = slices.Clone(c.Key)
+	c.SignatureKey = slices.Clone(c.SignatureKey)
+	g := &Gateway{config: c, hop: []string{rand.Text()}}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -75,13 +82,13 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-// newTransport returns the transport of one upstream. It speaks HTTP/1.1 and does not use a proxy.
-func newTransport(c *Config, l *live) *http.Transport {
+// newTransport returns the transport of one upstream, whose certificate is for name if that is given. It speaks HTTP/1.1 and does not use a proxy.
+func newTransport(c *Config, l *live, name string) *http.Transport {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return l.dial(ctx, c, network, address)
 		},
-		TLSClientConfig:        c.UpstreamTLS.Clone(),
+		TLSClientConfig:        clientTLS(c.UpstreamTLS, name),
 		TLSHandshakeTimeout:    c.DialTimeout,
 		ResponseHeaderTimeout:  c.ResponseHeaderTimeout,
 		ExpectContinueTimeout:  time.Second,
@@ -115,13 +122,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
+	x.origin = g.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	if s := serverOf(ctx); s != nil {
 		s.handlers.Add(1)
 		defer s.handlers.Done()
 	}
-	g.proxy.ServeHTTP(w, r.WithContext(ctx))
+	r = r.WithContext(ctx)
+	x.in = r
+	g.proxy.ServeHTTP(w, r)
 	if x.duplex {
 		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
 		// may be waiting for the answer, so that goes out first.
@@ -155,6 +165,9 @@ func (g *Gateway) answer(res *http.Response) error {
 		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
 	}
 	x.table.affinity.answered(x.in, x.served, res)
+	if endless(res) && res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = &eventStream{res.Body, x.served, serverOf(ctx)}
+	}
 	if _, small := res.Body.(*smallBody); !small && !endless(res) {
 		g.watchBody(x, res)
 	}
@@ -172,7 +185,9 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, errClientGone):
 		x.status = 499 // nobody reads it; known from nginx
 	case errors.Is(err, errBadRequest):
-		g.rejected.Add(1)
+		if !misframed(x.in) { // which was counted
+			g.rejected.Add(1)
+		}
 		x.status, why = http.StatusBadRequest, "The request could not be read to its end."
 	case errors.Is(err, errUnreachable):
 		g.unavailable.Add(1)
@@ -253,6 +268,8 @@ type UpstreamStats struct {
 	// Up says that State is StateUp.
 	Up    bool
 	State State
+	// DrainUntil is when it has to be empty, while State is StateDraining.
+	DrainUntil time.Time
 	// Weight and Zone are those of the configuration.
 	Weight int
 	Zone   string
@@ -271,8 +288,10 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 	upstreams := g.table.Load().upstreams
 	all := make([]UpstreamStats, len(upstreams))
 	for i, u := range upstreams {
+		state, until := u.state()
 		all[i] = UpstreamStats{
-			ID: u.id, URL: u.url.String(), Up: u.state() == StateUp, State: u.state(), Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
+			ID: u.id, URL: u.url.String(), Up: state == StateUp, State: state, DrainUntil: until,
+			Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
 			MaxRequests: int(u.maxRequests), Waiting: int(u.waiting.Load()),
 			Ejections: u.ejections.Load(), Checks: u.checks.Load(), FailedChecks: u.failedChecks.Load(),
@@ -302,6 +321,11 @@ func (g *Gateway) Stats() Stats {
 // needs it. Requests in flight go on.
 func (g *Gateway) Close() error {
 	for _, u := range g.table.Load().upstreams {
+		u.transport.CloseIdleConnections()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for u := range g.leaving {
 		u.transport.CloseIdleConnections()
 	}
 	return nil

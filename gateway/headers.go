@@ -5,9 +5,11 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/gateway/signed"
 )
 
 // rewrite makes the request that goes to an upstream; where to is decided at each attempt. ReverseProxy has
@@ -26,16 +28,19 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	}
 	// A request's trailer would arrive unstripped.
 	p.Out.Trailer = nil
-	p.SetXForwarded()
+	x := exchangeOf(p.In.Context())
+	x.origin.setForwarded(h)
 	g.markHop(h)
-	exchangeOf(p.In.Context()).table.affinity.strip(h)
+	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
 	// the parameters, the application must see no other than we do.
 	if g.config.SessionParameter == "" {
 		p.Out.URL.RawQuery = p.In.URL.RawQuery
 	}
-	if id, ok := g.sessionID(p.Out); ok {
-		h.Set("X-Session-Id", id.Hex())
+	if id, ok := g.sessionID(p.Out); ok && len(g.config.SignatureKey) > 0 {
+		signed.Sign(h, g.config.SignatureKey, id, p.Out.Method, p.Out.Host, time.Now())
+	} else if ok {
+		h.Set(signed.HeaderID, id.Hex())
 	}
 }
 
@@ -66,7 +71,7 @@ func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
 // sessionToken returns what the first place where a session token can be holds, and how many values are there.
 func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 	count := func(v string) { token, n = v, n+1 }
-	for _, name := range g.places.cookieNames(r) {
+	for _, name := range g.table.Load().places.cookieNames(r) {
 		for v := range cookies(r.Header, name) {
 			count(v)
 		}

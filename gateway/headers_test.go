@@ -13,7 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/gateway"
+	"github.com/holdfast-sessions/holdfast/gateway/signed"
 )
 
 const (
@@ -157,7 +159,29 @@ func TestSessionIDForwarded(t *testing.T) {
 	})
 }
 
-// What is not for a reverse proxy, and what net/http refuses before it comes here (attack 34 in part).
+// What the gateway signs, an application can verify, and what a client signs does not arrive.
+func TestSessionIDSigned(t *testing.T) {
+	key := []byte("fedcba9876543210fedcba9876543210")
+	protocols(t, func(t *testing.T, proto string) {
+		app := mustApp(t, func(w http.ResponseWriter, r *http.Request) {
+			id, err := signed.Verify(r, time.Minute, key)
+			fmt.Fprint(w, id.Hex(), " ", err)
+		})
+		g := mustRun(t, proto, gateway.Config{Upstreams: upstreams(app), SignatureKey: key, SessionHeader: "Session-Token"})
+		if got, want := g.send("POST", "/", "x", "Session-Token", tokenA).body, idOf(tokenA)+" <nil>"; got != want {
+			t.Errorf("signed: %s, want %s", got, want)
+		}
+		forged := http.Header{}
+		id, _ := holdfast.TokenID(tokenB)
+		signed.Sign(forged, key, id, "GET", g.url[strings.LastIndex(g.url, "/")+1:], time.Now())
+		a := g.send("GET", "/", "", signed.HeaderID, forged.Get(signed.HeaderID), signed.HeaderSignature, forged.Get(signed.HeaderSignature))
+		if want := signed.ErrNone.Error(); !strings.HasSuffix(a.body, want) {
+			t.Errorf("replayed by a client: %s, want %s", a.body, want)
+		}
+	})
+}
+
+// What is not for a reverse proxy. TestFraming has what is refused before it becomes a request.
 func TestRefused(t *testing.T) {
 	arrived := 0
 	app := mustApp(t, func(http.ResponseWriter, *http.Request) { arrived++ })
@@ -167,15 +191,7 @@ func TestRefused(t *testing.T) {
 		{"asterisk", "GET * HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n", "400"},
 		{"opaque", "GET http:evil HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n", "400"},
 		{"user", "GET http://user@x/ HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n", "400"},
-		{"two Hosts", "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", "400"},
-		{"no Host", "GET / HTTP/1.1\r\n\r\n", "400"},
 		{"bad Host", "GET / HTTP/1.1\r\nHost: x y\r\n\r\n", "400"},
-		{"two lengths", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400"},
-		{"bad length", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\na", "400"},
-		{"unknown coding", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n", "501"},
-		{"space before colon", "GET / HTTP/1.1\r\nHost: x\r\nX-Session-Id : x\r\n\r\n", "400"},
-		{"control in name", "GET / HTTP/1.1\r\nHost: x\r\nA\x01: x\r\n\r\n", "400"},
-		{"large header", "GET / HTTP/1.1\r\nHost: x\r\nCookie: a=" + strings.Repeat("x", 70<<10) + "\r\n\r\n", "431"},
 	} {
 		if got := g.raw(c.request); !strings.HasPrefix(got, "HTTP/1.1 "+c.status) {
 			t.Errorf("%s: answer %.60q, want %s", c.name, got, c.status)
@@ -183,42 +199,6 @@ func TestRefused(t *testing.T) {
 	}
 	if arrived != 0 {
 		t.Errorf("%d of them reached the upstream", arrived)
-	}
-}
-
-// What net/http accepts although it is ambiguous reaches the upstream with one framing and one reading; the body is no
-// further request.
-func TestReframed(t *testing.T) {
-	for _, c := range []struct {
-		name, request string
-		want          []string // at the upstream
-	}{
-		{"length and chunks", "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" +
-			"GET /b HTTP/1.1\r\nHost: y\r\nConnection: close\r\n\r\n", []string{`POST x /a [chunked] "" "hello"`, `GET y /b [] "" ""`}},
-		{"same length twice", "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi", []string{`POST x /a [] "" "hi"`}},
-		{"chunks in 1.0", "POST /a HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", []string{`POST x /a [] "" ""`}},
-		{"bare LF", "GET /a HTTP/1.1\nHost: x\nA: b\nConnection: close\n\n", []string{`GET x /a [] "b" ""`}},
-		{"folded line", "GET /a HTTP/1.1\r\nHost: x\r\nA: b\r\n X-Session-Id: c\r\nConnection: close\r\n\r\n", []string{`GET x /a [] "b X-Session-Id: c" ""`}},
-		{"absolute", "GET http://x/a HTTP/1.1\r\nHost: y\r\nConnection: close\r\n\r\n", []string{`GET x /a [] "" ""`}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			var seen []string
-			app := mustApp(t, func(w http.ResponseWriter, r *http.Request) {
-				b, _ := io.ReadAll(r.Body)
-				if r.Header.Get("X-Session-Id") != "" {
-					t.Error("forged X-Session-Id")
-				}
-				seen = append(seen, fmt.Sprintf("%s %s %s %v %q %q", r.Method, r.Host, r.URL.Path, r.TransferEncoding, r.Header.Get("A"), b))
-			})
-			g := mustRun(t, "h1", gateway.Config{Upstreams: upstreams(app)})
-			g.raw(c.request)
-			if len(seen) == 1 && len(c.want) == 2 {
-				c.want = c.want[:1] // the server may end the connection instead
-			}
-			if d := cmp.Diff(c.want, seen); d != "" {
-				t.Errorf("requests at the upstream (-want +got):\n%s", d)
-			}
-		})
 	}
 }
 
@@ -238,7 +218,7 @@ func TestTargets(t *testing.T) {
 		{"", "/", "/"},
 		{"", "/a%2Fb//c/../d?x=1&y=%zz;z", "/a%2Fb//c/../d?x=1&y=%zz;z"},
 		{"", "//evil.example/x", "//evil.example/x"},
-		{"", "http://other.example/x?y", "/x?y"},
+		{"", "http://x/x?y", "/x?y"},
 		{"/app", "/x?", "/app/x?"},
 		{"/app/", "/%20", "/app/%20"},
 	} {

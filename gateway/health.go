@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -90,34 +92,51 @@ type watchers struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	all    map[*live]context.CancelFunc
-	done   sync.WaitGroup
+	done   *sync.WaitGroup
 }
 
-// beginWatch is called at the beginning of a Run, endWatch at its end.
-func (g *Gateway) beginWatch() {
+// begin is called at the beginning of a Run, end at its end.
+func (g *Gateway) begin(ctx context.Context, l net.Listener) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	w := &g.watchers
-	if w.runs++; w.runs > 1 {
-		return
+	if g.listening == nil {
+		g.listening = make(map[net.Listener]bool)
 	}
-	w.ctx, w.cancel = context.WithCancel(context.Background())
-	w.all = make(map[*live]context.CancelFunc)
-	g.syncWatch(g.table.Load())
+	g.listening[l] = true
+	if err := g.own(g.table.Load()); err != nil {
+		delete(g.listening, l)
+		g.mu.Unlock()
+		return err
+	}
+	w := &g.watchers
+	w.runs++
+	first := w.runs == 1
+	if first {
+		w.ctx, w.cancel = context.WithCancel(context.Background())
+		w.all, w.done = make(map[*live]context.CancelFunc), new(sync.WaitGroup)
+		g.syncWatch(g.table.Load())
+	}
+	watched, done := w.ctx, w.done
+	g.mu.Unlock()
+	if first {
+		known := g.resolve(ctx)
+		done.Go(func() { g.keepResolving(watched, known) })
+	}
+	return nil
 }
 
-func (g *Gateway) endWatch() {
+func (g *Gateway) end(l net.Listener) {
 	g.mu.Lock()
+	delete(g.listening, l)
 	w := &g.watchers
 	w.runs--
-	last := w.runs == 0
+	last, done := w.runs == 0, w.done
 	if last {
 		w.cancel()
 		w.all = nil
 	}
 	g.mu.Unlock()
 	if last {
-		w.done.Wait()
+		done.Wait()
 	}
 }
 
@@ -234,7 +253,7 @@ func (g *Gateway) probe(ctx context.Context, u *upstream, c *Config) error {
 	case check.Path != "":
 		return ask(ctx, u, http.MethodGet, check.Path, check.Host, check.expects)
 	case check.TCP || reason(u.why.Load()) == refused:
-		nc, err := u.transport.DialContext(ctx, "tcp", hostPort(u.url))
+		nc, err := u.transport.DialContext(ctx, "tcp", net.JoinHostPort(u.url.Hostname(), strconv.Itoa(int(portOf(u.url)))))
 		if err == nil {
 			_ = nc.Close()
 		}
@@ -265,7 +284,7 @@ func ask(ctx context.Context, u *upstream, method, target, host string, expects 
 	if err != nil {
 		return err
 	}
-	req.URL, req.Host, req.Close = to, host, true
+	req.URL, req.Host, req.Close = to, cmp.Or(host, u.host), true
 	req.Header.Set("User-Agent", "holdfast-health-check")
 	res, err := u.transport.RoundTrip(req)
 	if err != nil {
@@ -281,16 +300,4 @@ func ask(ctx context.Context, u *upstream, method, target, host string, expects 
 	}
 	_, err = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10))
 	return err
-}
-
-// hostPort returns where to connect for an URL.
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = "80"
-		if u.Scheme == "https" {
-			port = "443"
-		}
-	}
-	return net.JoinHostPort(u.Hostname(), port)
 }

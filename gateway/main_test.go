@@ -118,7 +118,7 @@ type running struct {
 	mayFail bool // Run, at the end of the test
 }
 
-// mustRun serves c: as HTTP/1.1 without TLS, or as HTTP/2.
+// mustRun serves c: as HTTP/1.1 without TLS (h1) or with it (h1s), or as HTTP/2 (h2).
 func mustRun(t testing.TB, proto string, c gateway.Config) *running {
 	t.Helper()
 	log := &lockedBuffer{}
@@ -131,13 +131,12 @@ func mustRun(t testing.TB, proto string, c gateway.Config) *running {
 	r := &running{t: t, log: log}
 	transport := &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{RootCAs: roots}, DisableCompression: true}
 	scheme := "http"
-	if proto == "h2" {
+	if proto != "h1" {
 		c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
-		transport.Protocols.SetHTTP2(true)
 		scheme = "https"
-	} else {
-		transport.Protocols.SetHTTP1(true)
 	}
+	transport.Protocols.SetHTTP2(proto == "h2")
+	transport.Protocols.SetHTTP1(proto != "h2")
 	g, err := gateway.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +165,30 @@ func mustRun(t testing.TB, proto string, c gateway.Config) *running {
 		}
 	})
 	return r
+}
+
+// mustDial returns a connection to the gateway for HTTP/1.1, over TLS if it speaks that.
+func (r *running) mustDial() net.Conn {
+	r.t.Helper()
+	return r.mustDialAfter("")
+}
+
+// mustDialAfter sends text on the connection first, below TLS.
+func (r *running) mustDialAfter(text string) net.Conn {
+	r.t.Helper()
+	scheme, addr, _ := strings.Cut(r.url, "://")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, _ = io.WriteString(c, text)
+	if scheme == "https" {
+		_, roots := testCert()
+		c = tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "example.com"})
+	}
+	r.t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c
 }
 
 func mustListen(t testing.TB) net.Listener {

@@ -151,6 +151,11 @@ func (x *exchange) next(ctx context.Context, tried []*live) (*upstream, error) {
 	for {
 		u, wait := x.table.pick(x.in, tried, nil)
 		if u == nil {
+			// All of a table may have been replaced by another.
+			if now := x.gateway.table.Load(); now != x.table {
+				x.table = now
+				continue
+			}
 			return nil, nil
 		}
 		if wait == waitNot {

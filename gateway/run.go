@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +19,10 @@ import (
 // several listeners at once.
 func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	defer g.Close()
-	g.beginWatch()
-	defer g.endWatch()
+	if err := g.begin(ctx, l); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer g.end(l)
 	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	draining, drainNow := context.WithCancel(ctx)
@@ -30,18 +33,24 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return context.WithValue(base, serverKey{}, s) },
 		ReadHeaderTimeout: g.config.ReadHeaderTimeout,
 		IdleTimeout:       g.config.IdleTimeout,
-		MaxHeaderBytes:    g.config.MaxHeaderBytes,
-		TLSConfig:         g.config.TLS.Clone(),
-		ErrorLog:          slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
+		MaxHeaderBytes:    g.serverHeaderBytes(),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if guarded, ok := c.(guard); ok {
+				ctx = context.WithValue(ctx, guardKey{}, guarded)
+			}
+			return ctx
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if guarded, ok := c.(guard); ok && state == http.StateHijacked {
+				guarded.Pass()
+			}
+		},
+		ErrorLog: slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 	}
+	f := g.newFront(l, serverTLS(g.config.TLS))
+	defer f.wait()
 	served := make(chan error, 1)
-	go func() {
-		if srv.TLSConfig != nil {
-			served <- srv.ServeTLS(l, "", "")
-		} else {
-			served <- srv.Serve(l)
-		}
-	}()
+	go func() { served <- srv.Serve(f) }()
 
 	var failed error
 	select {
@@ -54,6 +63,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	late := srv.Shutdown(drain)
 	cutOff()
 	_ = srv.Close() // what Shutdown left
+	_ = f.Close()   // which srv did, unless it never began
 	s.handlers.Wait()
 	if failed != nil {
 		return fmt.Errorf("gateway: serve on %s: %w", l.Addr(), failed)
@@ -64,6 +74,21 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	}
 	return nil
 }
+
+// serverTLS returns the configuration of the clients' side, with HTTP/2 and HTTP/1.1 to choose from, or nil.
+func serverTLS(c *tls.Config) *tls.Config {
+	if c == nil {
+		return nil
+	}
+	c = c.Clone()
+	if len(c.NextProtos) == 0 {
+		c.NextProtos = []string{"h2", "http/1.1"}
+	}
+	return c
+}
+
+// serverHeaderBytes is what http.Server may read of a header.
+func (g *Gateway) serverHeaderBytes() int { return g.config.MaxHeaderBytes }
 
 // server is one Run.
 type server struct {
@@ -95,21 +120,19 @@ func (s *server) watch(x *exchange, res *http.Response) {
 	if !endless(res) {
 		return
 	}
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		res.Body = &eventStream{res.Body, s.draining}
-	}
 	x.unwatch = context.AfterFunc(s.draining, x.cancel)
 }
 
-// eventStream ends without an error when the server drains: its client connects again.
+// eventStream ends without an error when the server, or its upstream, is taken out: its client connects again.
 type eventStream struct {
 	io.ReadCloser
-	draining context.Context
+	from   *upstream
+	server *server // or nil
 }
 
 func (e *eventStream) Read(p []byte) (int, error) {
 	n, err := e.ReadCloser.Read(p)
-	if errors.Is(err, context.Canceled) && e.draining.Err() != nil {
+	if err != nil && (e.from.isCut() || e.server != nil && e.server.draining.Err() != nil && errors.Is(err, context.Canceled)) {
 		err = io.EOF
 	}
 	return n, err

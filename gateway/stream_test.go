@@ -33,12 +33,7 @@ func switcher(proto string) http.HandlerFunc {
 
 func (r *running) mustUpgrade(proto string) (net.Conn, *bufio.Reader, *http.Response) {
 	r.t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() { c.Close() })
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	c := r.mustDial()
 	fmt.Fprintf(c, "GET /socket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", proto)
 	br := bufio.NewReader(c)
 	res, err := http.ReadResponse(br, nil)

@@ -13,6 +13,7 @@ type table struct {
 	config    Config // as far as it may change while the gateway runs
 	upstreams []*upstream
 	affinity  affinity
+	places    places
 	turns     *turns
 	clock     clock
 	bounded   bool // the affinity knows no clients: LoadFactor goes before it

@@ -18,7 +18,8 @@ import (
 type upstream struct {
 	id     string
 	url    *url.URL
-	weight int // at least 1
+	host   string // of the URL in the configuration, with the port
+	weight int    // at least 1
 	zone   string
 	route  string // in session IDs, for AffinityRoute
 	// maxRequests is how many requests it gets at once; 0: no limit.
@@ -53,7 +54,7 @@ type live struct {
 	// mu guards the fields below, and every change of mode, out, why and tries.
 	mu       sync.Mutex
 	returned time.Duration // when out ended
-	drained  *time.Timer   // runs until the deadline of a drain, or nil
+	drained  *time.Timer   // until the next step of a drain, or nil
 	drainEnd time.Time     // that deadline
 	conns    map[*conn]struct{}
 	cut      bool // conns are closed, and new ones as they come
@@ -238,10 +239,29 @@ func (l *live) setMode(m mode) {
 		l.drained.Stop()
 		l.drained = nil
 	}
-	if was := mode(l.mode.Swap(int32(m))); m == ready && was != ready {
+	was := mode(l.mode.Swap(int32(m)))
+	if m == ready || m == draining {
 		l.cut = false
+	}
+	if m == ready && was != ready {
 		l.since.Store(int64(l.clock.now()))
 	}
+}
+
+// later makes f the next step of a drain, after d: it is called with l.mu held, and what it returns without. l.mu is
+// held.
+func (l *live) later(d time.Duration, f func() func()) {
+	var timer *time.Timer
+	timer = time.AfterFunc(d, func() {
+		l.mu.Lock()
+		then := func() {}
+		if l.drained == timer { // or the drain was stopped
+			then = f()
+		}
+		l.mu.Unlock()
+		then()
+	})
+	l.drained = timer
 }
 
 // isCut reports whether connections to l are closed by us.
@@ -273,13 +293,15 @@ func (l *live) dial(ctx context.Context, c *Config, network, address string) (ne
 	return tracked, nil
 }
 
-// cutOff closes every connection to l, and those that are still to come.
-func (l *live) cutOff() {
-	l.mu.Lock()
+// cutOff closes the connections to l that are still to come, and returns those that are to be closed. l.mu is held.
+func (l *live) cutOff() map[*conn]struct{} {
 	l.cut = true
 	conns := l.conns
 	l.conns = make(map[*conn]struct{})
-	l.mu.Unlock()
+	return conns
+}
+
+func closeAll(conns map[*conn]struct{}) {
 	for c := range conns {
 		_ = c.Conn.Close()
 	}
@@ -301,21 +323,20 @@ const (
 	StateMaintenance State = "maintenance"
 )
 
-func (l *live) state() State {
-	switch mode(l.mode.Load()) {
-	case draining:
-		return StateDraining
-	case maintenance, removed:
-		return StateMaintenance
+// state returns also until when it drains.
+func (l *live) state() (State, time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var never time.Time
+	switch m := mode(l.mode.Load()); {
+	case l.drained != nil:
+		return StateDraining, l.drainEnd
+	case m != ready:
+		return StateMaintenance, never
+	case l.out.Load() != 0 && reason(l.why.Load()) != refused:
+		return StateEjected, never
+	case l.out.Load() != 0 || l.sick.Load():
+		return StateDown, never
 	}
-	if l.out.Load() != 0 {
-		if reason(l.why.Load()) != refused {
-			return StateEjected
-		}
-		return StateDown
-	}
-	if l.sick.Load() {
-		return StateDown
-	}
-	return StateUp
+	return StateUp, never
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -322,15 +323,17 @@ func outageUnavailable(ctx context.Context, t *T) {
 			end()
 		}
 	}()
-	for _, c := range t.allCalls(rec) {
-		if c.name == "Delete" {
-			continue // may yet be carried out, and then there is nothing to come back to
-		}
-		for _, id := range []driver.ID{id, absent} {
+	calls := slices.DeleteFunc(t.allCalls(rec), func(c call) bool {
+		return c.name == "Delete" // may yet be carried out, and then there is nothing to come back to
+	})
+	ids := []driver.ID{id, absent}
+	for range 2 { // a store that has found out may answer otherwise
+		t.parallel(len(calls)*len(ids), func(i int) {
+			c, id := calls[i/len(ids)], ids[i%len(ids)]
 			ctx, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
 			start := time.Now()
 			err := c.f(ctx, t.store(), id)
-			cancel()
 			if took := time.Since(start); took > 4*patience {
 				t.Errorf("%s took %v during an outage, with a deadline after %v", c.name, took, patience)
 			}
@@ -340,7 +343,7 @@ func outageUnavailable(ctx context.Context, t *T) {
 			if errors.Is(err, driver.ErrNotFound) || errors.Is(err, driver.ErrConflict) {
 				t.Errorf("%s during an outage = %v, which the store cannot know", c.name, err)
 			}
-		}
+		})
 	}
 	end()
 	down = false

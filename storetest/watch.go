@@ -93,13 +93,13 @@ func (t *T) startWatch(ctx context.Context, s driver.Store, changed func(driver.
 }
 
 func (w *watch) hear(id driver.ID) {
-	w.mu.Lock()
-	w.told[id]++
-	w.wake()
-	w.mu.Unlock()
-	if w.changed != nil {
+	if w.changed != nil { // before anybody is woken who looks at what it does
 		w.changed(id)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told[id]++
+	w.wake()
 }
 
 func (w *watch) hearWhole(whole bool) {

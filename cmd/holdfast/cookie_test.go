@@ -16,6 +16,7 @@ import (
 
 // TestCookieInspect: a sealed session is explained, and nothing of what is in it is shown.
 func TestCookieInspect(t *testing.T) {
+	t.Parallel()
 	set := keyring.NewSet()
 	file := filepath.Join(t.TempDir(), "keys")
 	if err := os.WriteFile(file, set.Encode(), 0o600); err != nil {

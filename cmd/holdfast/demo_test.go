@@ -19,6 +19,7 @@ import (
 
 // TestParallelVisits: 50 visits of one session at once over three servers are all counted.
 func TestParallelVisits(t *testing.T) {
+	t.Parallel()
 	eachStore(t, oneWay, func(t *testing.T, storeArgs []string, _ bool) {
 		b := newBrowser(t, mustDemo(t, storeArgs...).url)
 		if w := b.must(t, "POST", "/visit", nil); w.Visits != 1 {
@@ -53,6 +54,7 @@ func TestParallelVisits(t *testing.T) {
 
 // TestSlowVisit: a slow request that ends after the logout does not bring the session back (attack 15).
 func TestSlowVisit(t *testing.T) {
+	t.Parallel()
 	eachStore(t, oneWay, func(t *testing.T, storeArgs []string, _ bool) {
 		d := mustDemo(t, storeArgs...)
 		b := newBrowser(t, d.url)
@@ -125,6 +127,7 @@ func mustSessions(t testing.TB, b *browser) (list []session) {
 
 // TestRevoke ends a session from another one of the same user, and not from anybody else's.
 func TestRevoke(t *testing.T) {
+	t.Parallel()
 	d := mustDemo(t)
 	here, there, eve := newBrowser(t, d.url), newBrowser(t, d.url), newBrowser(t, d.url)
 	there.mustLogin(t, "ada")
@@ -186,6 +189,7 @@ func TestRevoke(t *testing.T) {
 
 // TestForms: a browser that navigates is sent back to the page, a script gets JSON.
 func TestForms(t *testing.T) {
+	t.Parallel()
 	b := newBrowser(t, mustDemo(t).url)
 	navigates := http.Header{"Accept": {"text/html,application/xhtml+xml,*/*;q=0.8"}}
 	for _, path := range []string{"/login", "/logout"} {
@@ -230,6 +234,7 @@ func TestForms(t *testing.T) {
 
 // TestApps kills and starts a server through the gateway.
 func TestApps(t *testing.T) {
+	t.Parallel()
 	d := mustDemo(t, "--apps", "2")
 	b := newBrowser(t, d.url)
 	type app struct {
@@ -290,6 +295,7 @@ func TestApps(t *testing.T) {
 
 // TestCrossOrigin: pages of other sites, and names that others make lead here, reach nothing (attacks 30 and 31).
 func TestCrossOrigin(t *testing.T) {
+	t.Parallel()
 	d := mustDemo(t)
 	b := newBrowser(t, d.url)
 	me := b.mustLogin(t, "ada")
@@ -333,6 +339,7 @@ func TestCrossOrigin(t *testing.T) {
 // TestAffinity: with a cookie a client stays on its server, also when the gateway was killed, and when the server
 // dies it moves.
 func TestAffinity(t *testing.T) {
+	t.Parallel()
 	d := mustDemo(t, "--affinity", "cookie")
 	b := newBrowser(t, d.url)
 	home := b.mustLogin(t, "ada").App
@@ -360,6 +367,7 @@ func TestAffinity(t *testing.T) {
 // TestStoreStopped: without Redis, what needs the session is answered 503, the rest works, and when Redis is back all
 // are still logged in.
 func TestStoreStopped(t *testing.T) {
+	t.Parallel()
 	redis := testserver.Redis(t, testserver.RedisOptions{Config: []string{"appendonly yes", "appendfsync always"}})
 	d := mustDemo(t, "--store", "redis://"+redis.Addr)
 	b := newBrowser(t, d.url)
@@ -401,6 +409,7 @@ func TestStoreStopped(t *testing.T) {
 
 // TestEnd: however the demo ends, its processes end too.
 func TestEnd(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		sig  syscall.Signal

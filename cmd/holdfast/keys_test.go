@@ -59,6 +59,7 @@ func backdate(t testing.TB, path string, days int) {
 
 // TestKeys is the life of a key, as an operator goes through it.
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "keys.json")
 	if out := mustRun(t, "key", "new", path); !regexp.MustCompile(`^key [0-9a-f]{8} is active, in `).MatchString(out) {
 		t.Errorf("key new said %q", out)
@@ -123,6 +124,7 @@ func TestKeys(t *testing.T) {
 
 // TestRotateTwice: of two that are run at once, one adds a key and the other one sees it.
 func TestRotateTwice(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "keys.json")
 	mustRun(t, "key", "new", path)
 	var all sync.WaitGroup

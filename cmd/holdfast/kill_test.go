@@ -11,11 +11,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 )
 
 // TestKillServers is the promise of the project: servers, and the gateway twice, are killed and started again while
 // requests come in, and the user stays logged in and every acknowledged visit is counted.
 func TestKillServers(t *testing.T) {
+	t.Parallel()
 	for affinity, b := range map[string]breadth{"none": allOfThem, "cookie": fullStores} {
 		t.Run("affinity-"+affinity, func(t *testing.T) {
 			eachStore(t, b, func(t *testing.T, storeArgs []string, full bool) {
@@ -29,6 +32,7 @@ func TestKillServers(t *testing.T) {
 	// Of visits at once a browser keeps one answer, if the session is in its cookie: one after the other, all are counted.
 	for _, url := range []string{"cookie:", "jwt:"} {
 		t.Run(url, func(t *testing.T) {
+			t.Parallel()
 			if err := killServers(t, mustDemo(t, "--store", url, "--affinity", "none"), url == "cookie:", 1); err != nil {
 				t.Error(err)
 			}
@@ -36,8 +40,9 @@ func TestKillServers(t *testing.T) {
 	}
 	// Without a store that is shared, the same must fail, or it would prove nothing.
 	t.Run("memory", func(t *testing.T) {
+		t.Parallel()
 		d := mustDemo(t, "--store", "memory:", "--affinity", "none")
-		err := killServers(t, d, true, killUsers)
+		err := killServers(t, d, false, killUsers)
 		if err == nil {
 			t.Fatal("the login survived, and every visit was counted, without a shared store")
 		}
@@ -52,7 +57,7 @@ const killUsers = 4
 func killServers(t *testing.T, d *running, full bool, users int) error {
 	visits, steps := 240, 12
 	if full {
-		visits, steps = 2000, 100
+		visits, steps = testserver.Scale(1000, 2000), testserver.Scale(50, 100)
 	}
 	k := &killing{d: d, b: newBrowser(t, d.url), apps: []string{"app-1", "app-2", "app-3"}, failures: make(map[string]int)}
 	k.me = k.b.mustLogin(t, "ada")

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 )
 
 // TestMain makes this binary the program where beHoldfast is in the environment, which the demo's processes inherit.
@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	goleak.VerifyTestMain(m)
+	testserver.Main(m)
 }
 
 const beHoldfast = "TEST_BINARY_IS_HOLDFAST"

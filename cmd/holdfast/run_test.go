@@ -304,6 +304,7 @@ func eachStore(t *testing.T, b breadth, f func(t *testing.T, storeArgs []string,
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel() // each has servers of its own
 			full := s.full || testserver.Scale(0, 1) == 1
 			url := s.open(t)
 			if url == "" {

@@ -21,6 +21,7 @@ var usersStores = map[string]func(*testing.T) string{
 // TestSealedDemo: sessions in cookies and tokens over three servers; who is logged out elsewhere is refused on all of them
 // within five seconds, and a cookie that was changed makes a stranger.
 func TestSealedDemo(t *testing.T) {
+	t.Parallel()
 	for _, scheme := range []string{"cookie:", "jwt:"} {
 		for name, open := range usersStores {
 			t.Run(scheme+name, func(t *testing.T) {
@@ -73,6 +74,7 @@ func TestSealedDemo(t *testing.T) {
 // TestSealedUsersDropped: who is logged out by force stays out although the store of user records drops them, and so does
 // everybody whose record was dropped, until they log in again.
 func TestSealedUsersDropped(t *testing.T) {
+	t.Parallel()
 	server := testserver.Memcached(t)
 	d := mustDemo(t, "--store", "cookie:?users="+url.QueryEscape("memcached://"+server.Addr))
 	ada, bob := newBrowser(t, d.url), newBrowser(t, d.url)

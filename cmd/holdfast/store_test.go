@@ -76,6 +76,7 @@ func expire(t testing.TB, s driver.Store, n int) {
 }
 
 func TestStoreStatAndGC(t *testing.T) {
+	t.Parallel()
 	redis := "redis://:pass@" + testserver.Redis(t, testserver.RedisOptions{Password: "pass"}).Addr
 	files := "file:" + filepath.Join(t.TempDir(), "sessions")
 	lite := "sqlite:" + filepath.Join(t.TempDir(), "sessions.db")
@@ -119,6 +120,7 @@ func TestStoreStatAndGC(t *testing.T) {
 }
 
 func TestStoreMigrate(t *testing.T) {
+	t.Parallel()
 	url := "sqlite:" + filepath.Join(t.TempDir(), "sessions.db") + "?table=shop"
 	status, out, errs := holdfast(t, nil, "store", "migrate", "--print", url)
 	if status != 0 || errs != "" || !strings.Contains(out, "CREATE TABLE IF NOT EXISTS shop (") {
@@ -167,6 +169,7 @@ func TestScratchOptions(t *testing.T) {
 }
 
 func TestStoreCopy(t *testing.T) {
+	t.Parallel()
 	redis := "redis://" + testserver.Redis(t).Addr
 	files := "file:" + filepath.Join(t.TempDir(), "sessions")
 	journal := filepath.Join(t.TempDir(), "journal")
@@ -208,6 +211,7 @@ func TestStoreCopy(t *testing.T) {
 
 // TestStoreCopyTooLarge: what cannot be copied is named, and the rest is copied.
 func TestStoreCopyTooLarge(t *testing.T) {
+	t.Parallel()
 	files := "file:" + filepath.Join(t.TempDir(), "sessions")
 	heap := database("mysql", testserver.MariaDB(t)) + "?engine=memory&max_bytes=1000"
 	from := mustOpen(t, files)
@@ -231,6 +235,7 @@ func TestStoreCopyTooLarge(t *testing.T) {
 
 // TestStoreCopyKilled kills the command over and over, until it gets through. Sessions that end in between stay ended.
 func TestStoreCopyKilled(t *testing.T) {
+	t.Parallel()
 	redis := "redis://" + testserver.Redis(t).Addr
 	files := "file:" + filepath.Join(t.TempDir(), "sessions")
 	journal := filepath.Join(t.TempDir(), "journal")
@@ -296,6 +301,7 @@ func size(path string) int64 {
 
 // TestStoreCopyFollows: it copies what changes until Ctrl-C, which is its ordinary end.
 func TestStoreCopyFollows(t *testing.T) {
+	t.Parallel()
 	redis := "redis://" + testserver.Redis(t).Addr
 	files := "file:" + filepath.Join(t.TempDir(), "sessions")
 	from, to := mustOpen(t, files), mustOpen(t, redis)

@@ -57,6 +57,7 @@ func mustKeep(t *testing.T, url string) (wantAlone func()) {
 
 // TestStoreCheck checks a server in use: nothing of it is touched.
 func TestStoreCheck(t *testing.T) {
+	t.Parallel()
 	redis := testserver.Redis(t, testserver.RedisOptions{Password: "pass"})
 	url := "redis://:pass@" + redis.Addr + "?prefix=shop:"
 	wantAlone := mustKeep(t, url)
@@ -82,6 +83,7 @@ func TestStoreCheck(t *testing.T) {
 
 // TestStoreCheckInterrupted: after Ctrl-C nothing is left behind either.
 func TestStoreCheckInterrupted(t *testing.T) {
+	t.Parallel()
 	t.Run("file", func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "sessions")
 		mustMkdir(t, dir, 0o700)
@@ -129,6 +131,7 @@ func interruptCheck(t *testing.T, url string) {
 }
 
 func TestStoreCheckText(t *testing.T) {
+	t.Parallel()
 	status, out, errs := holdfast(t, nil, "store", "check", "memory:")
 	for _, want := range []string{`(?m)^store  memory:$`, `(?m)^ok     delete/`, `\d+ cases: \d+ passed, 0 failed`, `(?m)^kind +memory$`, `(?m)^load +p50 \S+ +p99 \S+ +\d+ calls$`} {
 		if !regexp.MustCompile(want).MatchString(out) {

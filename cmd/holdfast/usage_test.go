@@ -13,6 +13,7 @@ import (
 
 // TestBadInput: what cannot be used is refused in one line that says what is wrong and how to fix it.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	writable := filepath.Join(dir, "writable")
 	mustMkdir(t, writable, 0o777)
@@ -137,6 +138,7 @@ func TestBadInput(t *testing.T) {
 }
 
 func TestWrongPassword(t *testing.T) {
+	t.Parallel()
 	const secret = "hunter2"
 	redis := testserver.Redis(t, testserver.RedisOptions{Password: "right-password", Users: []string{"reader on >" + secret + " ~holdfast:* +get"}})
 	for _, test := range []struct{ name, url, want string }{

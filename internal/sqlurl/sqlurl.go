@@ -13,7 +13,6 @@ import (
 	"maps"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -132,16 +131,9 @@ func (c *Config) options() map[string]func(string) error {
 			c.tlsMode = v
 			return nil
 		},
-		"ca_file": tlsOption("ca_file", func(v string) error {
-			pem, err := os.ReadFile(v)
-			if err != nil {
-				return err
-			}
-			c.roots = x509.NewCertPool()
-			if !c.roots.AppendCertsFromPEM(pem) {
-				return fmt.Errorf("%s has no certificate in PEM form", v)
-			}
-			return nil
+		"ca_file": tlsOption("ca_file", func(v string) (err error) {
+			c.roots, err = storeurl.Authorities(v)
+			return err
 		}),
 		"server_name": tlsOption("server_name", func(v string) error { c.serverName = v; return nil }),
 		"cert_file":   tlsOption("cert_file", func(v string) error { c.certFile = v; return nil }),
@@ -166,18 +158,9 @@ func (c *Config) setTLS() error {
 		RootCAs:            c.roots,
 		InsecureSkipVerify: c.tlsMode == "insecure",
 	}
-	if c.certFile == "" && c.keyFile == "" {
-		return nil
-	}
-	if c.certFile == "" || c.keyFile == "" {
-		return errors.New("options cert_file and key_file: want both or neither")
-	}
-	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
-	if err != nil {
-		return fmt.Errorf("options cert_file and key_file: %w", err)
-	}
-	c.TLS.Certificates = []tls.Certificate{pair}
-	return nil
+	var err error
+	c.TLS.Certificates, err = storeurl.Certificates(c.certFile, c.keyFile)
+	return err
 }
 
 // TLSFor returns the TLS configuration for one of Addrs, or nil.
@@ -196,15 +179,7 @@ func (c *Config) Password() (string, error) {
 	if c.passwordFile == "" {
 		return c.password, nil
 	}
-	b, err := os.ReadFile(c.passwordFile)
-	if err != nil {
-		return "", fmt.Errorf("password_file: %w", err)
-	}
-	password := strings.TrimRight(string(b), "\r\n")
-	if password == "" {
-		return "", fmt.Errorf("password_file: %s is empty", c.passwordFile)
-	}
-	return password, nil
+	return storeurl.Password(c.passwordFile)
 }
 
 // Shown returns the URL as a command line in an error message has it: without the password.

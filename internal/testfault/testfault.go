@@ -146,8 +146,8 @@ type run struct {
 const (
 	// patience is the deadline of visitors who are not in a hurry. It is well above what a call takes on a busy machine.
 	patience = 20 * time.Second
-	// probePatience is the deadline of calls that cannot succeed.
-	probePatience = time.Second
+	// probePatience is the deadline of calls that may have to wait for it to be over.
+	probePatience = 300 * time.Millisecond
 	workers       = 8
 )
 
@@ -336,9 +336,9 @@ func (r *run) all(calls []call) {
 // try makes one call.
 func (r *run) try(c call) {
 	r.Helper()
-	d := probePatience
-	if c.want == nil || c.want == ErrEither {
-		d = patience
+	d := patience
+	if c.want == driver.ErrUnavailable {
+		d = probePatience
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()

@@ -162,25 +162,7 @@ func (k Kind) CloseFrozen(t *testing.T) {
 	srv := k.Start(t)
 	s := k.MustOpen(t, k.URL(srv)+"?sweep=1s")
 	MustSave(t, s, ID(1), Record("ada"), 0)
-	srv.Freeze()
-	defer srv.Thaw()
-	waiting := make(chan error, 1)
-	go func() { // received below
-		_, err := s.Load(context.Background(), ID(1))
-		waiting <- err
-	}()
-	start := time.Now()
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Errorf("Close = %v", err)
-		}
-	}
-	if d := time.Since(start); d > 20*time.Second {
-		t.Errorf("Close took %v with a server that does not answer", d)
-	}
-	if err := <-waiting; !errors.Is(err, driver.ErrUnavailable) {
-		t.Errorf("a call under way: %v, want ErrUnavailable", err)
-	}
+	testfault.CloseFrozen(t, srv, s, 20*time.Second)
 }
 
 // FailoverLoad kills a primary while applications are at work, and promotes its replica. They go on by themselves, and no

@@ -116,14 +116,14 @@ func (s *Sealer) Seal(binding string, id driver.ID, rec driver.Record) (string, 
 	}
 	key := s.keys.Active()
 	envelope := binary.BigEndian.AppendUint32(append(m.envelope[:0], version), key.ID())
-	m.envelope = key.AEAD(keyPurpose).Seal(envelope, plain, s.associated(envelope[:headBytes], binding))
+	m.envelope = key.AEAD(keyPurpose).Seal(envelope, plain, s.associated(m, envelope[:headBytes], binding))
 	m.text = base64url.Append(m.text[:0], m.envelope)
 	return string(m.text), nil
 }
 
 // buffers are what Seal and Open need for a moment. They stay below some LimitBytes each, as nothing longer is sealed, but for a plain text
 // that was too large.
-type buffers struct{ plain, envelope, text []byte }
+type buffers struct{ plain, envelope, text, associated []byte }
 
 var scratch = sync.Pool{New: func() any { return new(buffers) }}
 
@@ -142,10 +142,12 @@ func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
 	if len(envelope) < overhead {
 		return driver.Opened{}, tampered("cut off")
 	}
-	plain, err := key.AEAD(keyPurpose).Open(nil, envelope[headBytes:], s.associated(envelope[:headBytes], binding))
+	plain, err := key.AEAD(keyPurpose).Open(m.plain[:0], envelope[headBytes:], s.associated(m, envelope[:headBytes], binding))
 	if err != nil {
 		return driver.Opened{}, tampered("changed, or made for another application, purpose or binding")
 	}
+	m.plain = plain
+	defer clear(plain)
 	o := driver.Opened{Stale: stale}
 	if o.ID, o.Record, err = decode(plain); err != nil {
 		return driver.Opened{}, err
@@ -176,11 +178,11 @@ func (m *buffers) unwrap(token string) ([]byte, error) {
 }
 
 // associated returns the associated data of an envelope that begins with head.
-func (s *Sealer) associated(head []byte, binding string) []byte {
-	b := make([]byte, 0, len(head)+len(s.prefix)+4+len(binding))
-	b = append(b, head...)
+func (s *Sealer) associated(m *buffers, head []byte, binding string) []byte {
+	b := append(m.associated[:0], head...)
 	b = append(b, s.prefix...)
-	return appendPart(b, binding)
+	m.associated = appendPart(b, binding)
+	return m.associated
 }
 
 func appendPart(b []byte, part string) []byte {

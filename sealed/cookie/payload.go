@@ -51,7 +51,7 @@ func appendPayload(b []byte, id driver.ID, rec driver.Record) []byte {
 	return b
 }
 
-// decode returns what is in a payload, or ErrTampered for bytes that appendPayload does not write.
+// decode returns what is in a payload, or ErrTampered for bytes that appendPayload does not write. It keeps nothing of b.
 func decode(b []byte) (id driver.ID, rec driver.Record, err error) {
 	if len(b) < fixedBytes {
 		return id, rec, tampered("payload cut off")
@@ -70,14 +70,14 @@ func decode(b []byte) (id driver.ID, rec driver.Record, err error) {
 	}
 	// Read once to see that it can be read and how much it takes, so that one allocation does.
 	size, again := 0, r
-	for len(r.b) > 0 && !r.bad {
+	for r.more() {
 		size += 2 + len(r.bytes(driver.MaxName)) + 4 + len(r.bytes(math.MaxInt32))
 	}
 	if r.bad {
 		return driver.ID{}, driver.Record{}, tampered("payload is none")
 	}
 	fields := make([]byte, 0, size)
-	for len(again.b) > 0 {
+	for again.more() {
 		name := again.bytes(driver.MaxName)
 		fields = binary.BigEndian.AppendUint16(fields, uint16(len(name)))
 		fields = append(fields, name...)
@@ -91,36 +91,40 @@ func decode(b []byte) (id driver.ID, rec driver.Record, err error) {
 	return id, rec, nil
 }
 
-// reader reads a payload from the front. Once it is bad, it stays bad.
+// reader reads a payload from the front. Once it is bad, it stays bad. (It counts instead of cutting b, whose every change
+// the garbage collector would have to be told.)
 type reader struct {
 	b   []byte
+	at  int
 	bad bool
 }
 
+func (r *reader) more() bool { return r.at < len(r.b) && !r.bad }
+
 func (r *reader) signed() int64 {
-	v, n := binary.Varint(r.b)
+	v, n := binary.Varint(r.b[r.at:])
 	r.skip(n)
 	return v
 }
 
 // bytes reads a length, at most limit, and as many bytes.
 func (r *reader) bytes(limit uint64) []byte {
-	length, n := binary.Uvarint(r.b)
+	length, n := binary.Uvarint(r.b[r.at:])
 	r.skip(n)
-	if r.bad || length > limit || length > uint64(len(r.b)) {
+	if r.bad || length > limit || length > uint64(len(r.b)-r.at) {
 		r.bad = true
 		return nil
 	}
-	v := r.b[:length]
-	r.b = r.b[length:]
-	return v
+	start := r.at
+	r.at += int(length)
+	return r.b[start:r.at]
 }
 
 // skip drops a varint of n bytes. Its last byte is 0 only if it could have been shorter.
 func (r *reader) skip(n int) {
-	if n <= 0 || n > 1 && r.b[n-1] == 0 {
-		r.bad, r.b = true, nil
+	if n <= 0 || n > 1 && r.b[r.at+n-1] == 0 {
+		r.bad, r.at = true, len(r.b)
 		return
 	}
-	r.b = r.b[n:]
+	r.at += n
 }

@@ -36,7 +36,7 @@ func TestSweepAndStat(t *testing.T) {
 
 func testSweepAndStat(t *testing.T, l filestore.Layout) {
 	dir := fastDir(t)
-	var log syncBuffer
+	var log testserver.Buffer
 	s := mustOpen(t, dir, filestore.Config{Layout: l, SweepEvery: -1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	const live, expired = 100, 150 // of more than one portion
 	var bytes int64

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 )
 
@@ -101,7 +102,7 @@ func TestNetworkFileSystem(t *testing.T) {
 				}
 			}
 		}
-		var log syncBuffer
+		var log testserver.Buffer
 		c := filestore.Config{UnsafeNetwork: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}
 		if err := filestore.WantLocal(c, tt.fsType); err != nil {
 			t.Errorf("%s, unsafe: %v", tt.name, err)

@@ -3,7 +3,6 @@
 package filestore_test
 
 import (
-	"bytes"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 )
 
@@ -80,7 +80,7 @@ func TestSweep(t *testing.T) {
 func TestSweeper(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := fastDir(t)
-		var log syncBuffer
+		var log testserver.Buffer
 		s := mustOpen(t, dir, filestore.Config{SweepEvery: time.Hour, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		id, damaged := mustID(t), mustID(t)
 		mustSave(t, s, id, newRecord("1", time.Minute), 0)
@@ -102,25 +102,6 @@ func TestSweeper(t *testing.T) {
 		_, err := s.Load(t.Context(), id)
 		wantErr(t, "Load after Close", err, driver.ErrClosed)
 	})
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-
-	// mu guards the buffer.
-	b bytes.Buffer
-}
-
-func (s *syncBuffer) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(b)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // A process sleeps before each call of creating a record, for so long that a sweeper takes what it has built for a

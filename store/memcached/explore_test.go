@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testfault"
 	"github.com/holdfast-sessions/holdfast/store/memcached"
 )
 
@@ -298,39 +300,18 @@ func (g *gate) open(open bool) {
 func (g *gate) mustListen(t *testing.T, to string) string {
 	t.Helper()
 	g.open(true)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	end := make(chan struct{})
-	t.Cleanup(func() { close(end); l.Close(); wg.Wait() })
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			wg.Go(func() { <-end; client.Close(); server.Close() })
-			wg.Go(func() { g.forward(server, client, end) })
-			wg.Go(func() { forwardAll(client, server) })
-		}
-	})
-	return l.Addr().String()
+	end := t.Context().Done()
+	return testfault.Forward(t, to,
+		func(server, client net.Conn) { g.forward(server, client, end) },
+		func(client, server net.Conn) { _, _ = io.Copy(client, server) })
 }
 
 // forward holds back what a client sends: a request fits a write, and so a read, as the records are small.
-func (g *gate) forward(server, client net.Conn, end chan struct{}) {
+func (g *gate) forward(server, client net.Conn, end <-chan struct{}) {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := client.Read(buf)
 		if err != nil {
-			server.Close()
 			return
 		}
 		g.mu.Lock()
@@ -350,20 +331,6 @@ func (g *gate) forward(server, client net.Conn, end chan struct{}) {
 			}
 		}
 		if _, err := server.Write(buf[:n]); err != nil {
-			return
-		}
-	}
-}
-
-func forwardAll(client, server net.Conn) {
-	buf := make([]byte, 16<<10)
-	for {
-		n, err := server.Read(buf)
-		if err != nil {
-			client.Close()
-			return
-		}
-		if _, err := client.Write(buf[:n]); err != nil {
 			return
 		}
 	}

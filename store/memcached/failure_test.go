@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testfault"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/store/memcached"
 )
@@ -320,50 +321,30 @@ type proxy struct {
 	mu sync.Mutex
 
 	// mu guards the field below.
-	conns map[net.Conn]struct{}
+	clients map[net.Conn]struct{}
 }
 
 func (p *proxy) cutAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for c := range p.conns {
+	for c := range p.clients {
 		c.Close()
 	}
 }
 
 func mustProxy(t *testing.T, to string) *proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{addr: l.Addr().String(), conns: make(map[net.Conn]struct{})}
-	var wg sync.WaitGroup
-	t.Cleanup(func() { l.Close(); p.cutAll(); wg.Wait() })
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			p.accepted.Add(1)
-			if p.refuse.Load() {
-				client.Close()
-				continue
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			p.mu.Lock()
-			p.conns[client], p.conns[server] = struct{}{}, struct{}{}
-			p.mu.Unlock()
-			end := func() { client.Close(); server.Close() }
-			wg.Go(func() { defer end(); _, _ = io.Copy(server, client) })
-			wg.Go(func() { defer end(); p.answers(client, server) })
+	p := &proxy{clients: make(map[net.Conn]struct{})}
+	p.addr = testfault.Forward(t, to, func(server, client net.Conn) {
+		p.accepted.Add(1)
+		if p.refuse.Load() {
+			return
 		}
-	})
+		p.mu.Lock()
+		p.clients[client] = struct{}{}
+		p.mu.Unlock()
+		_, _ = io.Copy(server, client)
+	}, p.answers)
 	return p
 }
 
@@ -491,24 +472,7 @@ func TestClose(t *testing.T) {
 	s := mustOpen(t, url+"?timeout=1m")
 	rec := record("ada")
 	mustSave(t, s, idOf(1), rec, 0)
-	srvs[0].Freeze()
-	waiting := make(chan error, 1)
-	go func() {
-		_, err := s.Load(context.Background(), idOf(1))
-		waiting <- err
-	}()
-	start := time.Now()
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Errorf("Close = %v", err)
-		}
-	}
-	if d := time.Since(start); d > 10*time.Second {
-		t.Errorf("Close took %v with a server that does not answer", d)
-	}
-	if err := <-waiting; !errors.Is(err, driver.ErrUnavailable) {
-		t.Errorf("a call under way: %v, want ErrUnavailable", err)
-	}
+	testfault.CloseFrozen(t, srvs[0], s, 10*time.Second)
 	_, loadErr := s.Load(t.Context(), idOf(1))
 	_, statErr := s.Stat(t.Context())
 	for name, err := range map[string]error{
@@ -525,7 +489,7 @@ func TestClose(t *testing.T) {
 // What an operator has to know is logged once.
 func TestLog(t *testing.T) {
 	srv := testserver.Memcached(t)
-	var log lockedBuffer
+	var log testserver.Buffer
 	s, err := memcached.Open(t.Context(), "memcached://"+srv.Addr, memcached.Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -547,21 +511,4 @@ func TestLog(t *testing.T) {
 	if strings.Contains(log.String(), idOf(1).Hex()) {
 		t.Errorf("the log shows a whole ID:\n%s", log.String())
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

@@ -3,17 +3,13 @@ package memcached_test
 import (
 	"bufio"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
@@ -27,14 +23,7 @@ var (
 	_ driver.Describer = (*memcached.Store)(nil)
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	// Tests that are parallel wait for answers, most of the time.
-	if runtime.GOMAXPROCS(0) < 6 {
-		_ = flag.Set("test.parallel", "6") // the flag exists
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { testserver.Main(m) }
 
 var quiet = memcached.Config{Logger: slog.New(slog.DiscardHandler)}
 

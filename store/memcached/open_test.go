@@ -3,8 +3,6 @@ package memcached_test
 import (
 	"context"
 	"errors"
-	"io"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -71,9 +69,9 @@ func TestOpenErrors(t *testing.T) {
 	}{
 		{"nobody listens", "memcached://" + testserver.FreeAddr(t), "is memcached running there?", true},
 		{"no such host", "memcached://no-such-host.invalid", `host "no-such-host.invalid" cannot be resolved`, true},
-		{"not memcached", "memcached://" + mustListen(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "its answer is not one of memcached's", true},
-		{"closes at once", "memcached://" + mustListen(t, ""), "is this memcached?", true},
-		{"too many connections", "memcached://" + mustListen(t, "ERROR Too many open connections\r\n"), "Too many open connections", true},
+		{"not memcached", "memcached://" + testserver.Answer(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "its answer is not one of memcached's", true},
+		{"closes at once", "memcached://" + testserver.Answer(t, ""), "is this memcached?", true},
+		{"too many connections", "memcached://" + testserver.Answer(t, "ERROR Too many open connections\r\n"), "Too many open connections", true},
 		{"no CAS", "memcached://" + noCAS.Addr, "start it without -C", false},
 	}
 	for _, tt := range tests {
@@ -148,31 +146,4 @@ func TestServerWithoutCAS(t *testing.T) {
 	if err != nil && !strings.Contains(err.Error(), "without -C") {
 		t.Errorf("Load = %v, want it to say why", err)
 	}
-}
-
-// mustListen gives everybody who connects one answer to whatever they send, or closes if it is "".
-func mustListen(t *testing.T, answer string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { l.Close(); <-done })
-	go func() {
-		defer close(done)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 4096))
-			if answer != "" {
-				_, _ = conn.Write([]byte(answer))
-				_, _ = io.Copy(io.Discard, conn)
-			}
-			conn.Close()
-		}
-	}()
-	return l.Addr().String()
 }

@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"container/list"
+	"strings"
 	"sync"
 	"time"
 
@@ -118,15 +119,21 @@ func (s *Store) track(o *rueidis.ClientOption) {
 			return
 		}
 		for i := range keys {
-			key, err := keys[i].ToString()
-			if err != nil || len(key) <= len(s.prefix) {
-				continue
-			}
-			if id, err := driver.ParseID(key[len(s.prefix):]); err == nil {
+			if id, ok := s.parseKey(keys[i]); ok {
 				s.cache.forget(id)
 			}
 		}
 	}
+}
+
+// parseKey returns the ID of a key, if it is one of the store's.
+func (s *Store) parseKey(m rueidis.RedisMessage) (driver.ID, bool) {
+	key, err := m.ToString()
+	if err != nil || !strings.HasPrefix(key, s.prefix) {
+		return driver.ID{}, false
+	}
+	id, err := driver.ParseID(key[len(s.prefix):])
+	return id, err == nil
 }
 
 // noStore takes the place of rueidis' own cache, which would not do: it may serve what was there before a write of

@@ -173,6 +173,51 @@ func (c *cluster) primaries(ctx context.Context) ([]primary, error) {
 	return all, nil
 }
 
+// allPrimaries returns the addresses of the primaries, also of those without slots, as one of the nodes knows them.
+func (c *cluster) allPrimaries(ctx context.Context) ([]string, error) {
+	err := errors.New("no node is known")
+	nodes := c.client.Nodes()
+	for addr, node := range nodes {
+		var reply string
+		ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
+		reply, err = node.Do(ctx, node.B().ClusterNodes().Build().Pin()).ToString()
+		cancel()
+		if err == nil {
+			return namedPrimaries(reply, addr, func(addr string) bool { return nodes[addr] != nil }), nil
+		}
+	}
+	return nil, err
+}
+
+// namedPrimaries returns the addresses of the primaries in a reply to CLUSTER NODES, but for those that failed and were
+// replaced. An address is "host:port@bus", and since Redis 7 ",name" may follow; known says which one is in use.
+func namedPrimaries(reply, askedAt string, known func(addr string) bool) []string {
+	var addrs []string
+	for line := range strings.Lines(reply) {
+		f := strings.Fields(line)
+		if len(f) < 8 {
+			continue
+		}
+		flags := strings.Split(f[2], ",")
+		if !slices.Contains(flags, "master") || slices.Contains(flags, "noaddr") || slices.Contains(flags, "handshake") ||
+			slices.Contains(flags, "fail") && len(f) == 8 {
+			continue
+		}
+		addr, names, _ := strings.Cut(f[1], ",")
+		addr, _, _ = strings.Cut(addr, "@")
+		host, port := addr[:max(0, strings.LastIndexByte(addr, ':'))], addr[strings.LastIndexByte(addr, ':')+1:]
+		if host == "" { // it does not know its own address
+			host, _, _ = net.SplitHostPort(askedAt)
+		}
+		addr = net.JoinHostPort(host, port)
+		if name, _, _ := strings.Cut(names, ","); name != "" && known(net.JoinHostPort(name, port)) {
+			addr = net.JoinHostPort(name, port)
+		}
+		addrs = append(addrs, addr)
+	}
+	return addrs
+}
+
 // ownState returns what the reply to CLUSTER NODES says of the node that gave it, if it is a primary, and how many
 // slots it has. A line is: ID address flags primary ping pong epoch link slots...
 func ownState(reply string) (state string, slots int) {

@@ -13,6 +13,7 @@ import (
 
 // A primary of a cluster dies, or freezes and wakes up after its replica took over, while applications are at work.
 func TestClusterFailover(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, options string
 		frozen        bool
@@ -61,6 +62,7 @@ func TestClusterFailover(t *testing.T) {
 // Slots move between primaries while applications are at work: nothing is refused, lost, or carried out twice. A write
 // that was carried out twice would be refused the second time, as its record has changed since it was read.
 func TestClusterSlotsMove(t *testing.T) {
+	t.Parallel()
 	for name, options := range map[string]string{"plain": "", "wait": "?wait=1&wait_timeout=5s", "cache": "?cache=64MB&cache_ttl=100ms"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

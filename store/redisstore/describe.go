@@ -24,7 +24,7 @@ func parseInfo(info string) map[string]string {
 // describe says what the servers are, as they said when the store was opened. One that does not tell (no right to
 // INFO) may evict, for all we know.
 func describe(c config, servers []map[string]string) driver.Description {
-	d := driver.Description{Name: "redis", Shared: true}
+	d := driver.Description{Name: "redis", Shared: true, WatchDelay: watchDelay}
 	aof, replicas := len(servers) > 0, -1
 	for _, facts := range servers {
 		aof = aof && facts["aof_enabled"] == "1"

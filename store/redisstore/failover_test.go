@@ -15,6 +15,7 @@ import (
 // A primary dies, or freezes and wakes up after it was replaced, while applications are at work. They go on by
 // themselves. What was acknowledged and is lost is counted; with wait=1 and one replica it is nothing.
 func TestSentinelFailover(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, options string
 		frozen        bool
@@ -74,6 +75,7 @@ func wantReplica(t *testing.T, srv *testserver.Server) {
 // What a replica did not get before it is promoted is undone, a logout too. Without wait it was acknowledged; with, the
 // caller was told that it may not last.
 func TestWhatReplicasDoNotHave(t *testing.T) {
+	t.Parallel()
 	for _, wait := range []string{"", "&wait=1&wait_timeout=100ms"} {
 		t.Run("wait"+wait, func(t *testing.T) {
 			t.Parallel()

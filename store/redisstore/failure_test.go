@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testfault"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/store/redisstore"
 )
@@ -235,29 +236,8 @@ type proxy struct {
 
 func mustProxy(t *testing.T, to string) *proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{addr: l.Addr().String()}
-	var wg sync.WaitGroup
-	t.Cleanup(func() { l.Close(); wg.Wait() })
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			end := func() { client.Close(); server.Close() }
-			wg.Go(func() { defer end(); _, _ = io.Copy(server, client) })
-			wg.Go(func() { defer end(); p.answers(client, server) })
-		}
-	})
+	p := &proxy{}
+	p.addr = testfault.Forward(t, to, func(server, client net.Conn) { _, _ = io.Copy(server, client) }, p.answers)
 	return p
 }
 
@@ -362,24 +342,7 @@ func TestClose(t *testing.T) {
 	s := mustOpen(t, "redis://"+srv.Addr)
 	rec := record("ada")
 	mustSave(t, s, idOf(1), rec, 0)
-	srv.Freeze()
-	waiting := make(chan error, 1)
-	go func() {
-		_, err := s.Load(context.Background(), idOf(1))
-		waiting <- err
-	}()
-	start := time.Now()
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Errorf("Close = %v", err)
-		}
-	}
-	if d := time.Since(start); d > 5*time.Second {
-		t.Errorf("Close took %v with a server that does not answer", d)
-	}
-	if err := <-waiting; !errors.Is(err, driver.ErrUnavailable) {
-		t.Errorf("a call under way: %v, want ErrUnavailable", err)
-	}
+	testfault.CloseFrozen(t, srv, s, 5*time.Second)
 	_, loadErr := s.Load(t.Context(), idOf(1))
 	_, mergeErr := s.Merge(t.Context(), idOf(1), rec, after(rec), nil)
 	for name, err := range map[string]error{

@@ -79,6 +79,16 @@ func (s *Store) connect(ctx context.Context, c config) (err error) {
 	d := dialer{tls: c.tls, ends: s.ctx}
 	o := clientOption(c.login, d.dial)
 	o.SelectDB = c.db
+	s.addr, s.user = strings.Join(c.addrs, ","), c.login.user
+	if c.kind == sentinelled {
+		if s.sentinels, err = newSentinels(c, d); err != nil {
+			return err
+		}
+		o.DialCtxFn = func(ctx context.Context, addr string, _ *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			return s.sentinels.dial(ctx, addr)
+		}
+	}
+	s.feedOption = o
 	if s.cache != nil {
 		s.track(&o)
 	}
@@ -87,15 +97,9 @@ func (s *Store) connect(ctx context.Context, c config) (err error) {
 	}
 	switch c.kind {
 	case single:
-		s.client, err = newSingle(o, c.addrs[0])
+		s.client, err = newSingle(o, s.addr)
 	case sentinelled:
-		if s.sentinels, err = newSentinels(c, d); err != nil {
-			return err
-		}
-		o.DialCtxFn = func(ctx context.Context, addr string, _ *net.Dialer, _ *tls.Config) (net.Conn, error) {
-			return s.sentinels.dial(ctx, addr)
-		}
-		s.client, err = newSingle(o, strings.Join(c.addrs, ",")) // an address for nobody: see sentinels.dial
+		s.client, err = newSingle(o, s.addr) // an address for nobody: see sentinels.dial
 		if err == nil {
 			s.watchers.Go(func() { s.sentinels.watch(s.ctx) })
 		}

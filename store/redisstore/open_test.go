@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -144,11 +143,11 @@ func TestOpenErrors(t *testing.T) {
 	}{
 		{"nobody listens", "redis://" + testserver.FreeAddr(t), "connection refused; is redis-server running there?", true},
 		{"no such host", "redis://no-such-host.invalid", `host "no-such-host.invalid" cannot be resolved`, true},
-		{"not Redis", "redis://" + mustListen(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak Redis' protocol", true},
-		{"closes at once", "redis://" + mustListen(t, ""), "does not speak Redis' protocol", true},
-		{"quotes the password", "redis://:s3cret@" + mustListen(t, "-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' 's3cret'\r\n"+
+		{"not Redis", "redis://" + testserver.Answer(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak Redis' protocol", true},
+		{"closes at once", "redis://" + testserver.Answer(t, ""), "does not speak Redis' protocol", true},
+		{"quotes the password", "redis://:s3cret@" + testserver.Answer(t, "-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' 's3cret'\r\n"+
 			strings.Repeat("-ERR unknown command 'AUTH', with args beginning with: 's3cret'\r\n", 3)), "unknown command 'AUTH'", true},
-		{"quotes the password otherwise", "redis://:s3cret@" + mustListen(t, "-ERR bad: HELLO 3 AUTH default s3cret\r\n"), "bad: HELLO 3 AUTH [secret]", true},
+		{"quotes the password otherwise", "redis://:s3cret@" + testserver.Answer(t, "-ERR bad: HELLO 3 AUTH default s3cret\r\n"), "bad: HELLO 3 AUTH [secret]", true},
 		{"no password", "redis://" + locked.Addr, "asks for a password", false},
 		{"wrong password", "redis://:wr0ng@" + locked.Addr, "wrong password", false},
 		{"wrong password of a user", "redis://app:wr0ng@" + locked.Addr, `wrong password for user "app"`, false},
@@ -158,7 +157,7 @@ func TestOpenErrors(t *testing.T) {
 		{"may not select", "redis://app:s3cret@" + locked.Addr + "/3", "may not run SELECT", false},
 		{"no such database", "redis://" + plain.Addr + "/99", "no database 99", false},
 		{"TLS to plain", "rediss://" + plain.Addr, "if not, write redis://", true},
-		{"TLS to something else", "rediss://" + mustListen(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak TLS on this port", false},
+		{"TLS to something else", "rediss://" + testserver.Answer(t, "HTTP/1.1 400 Bad Request\r\n\r\n"), "does not speak TLS on this port", false},
 		{"plain to TLS", "redis://" + secure.Addr, "write rediss://", true},
 		{"unknown CA", "rediss://" + secure.Addr, "name its CA with ca_file=", false},
 		{"another CA", "rediss://" + secure.Addr + foreign + certificate, "name its CA with ca_file=", false},
@@ -313,33 +312,6 @@ func wantOpenError(t *testing.T, url string, err error, want string) {
 	if strings.Contains(err.Error(), "\n") {
 		t.Errorf("Open(%s) = %q, want one line", url, err)
 	}
-}
-
-// mustListen gives everybody who connects one answer to whatever they send, or closes if it is "".
-func mustListen(t *testing.T, answer string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() { l.Close(); <-done })
-	go func() {
-		defer close(done)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 4096))
-			if answer != "" {
-				_, _ = conn.Write([]byte(answer))
-				_, _ = io.Copy(io.Discard, conn)
-			}
-			conn.Close()
-		}
-	}()
-	return l.Addr().String()
 }
 
 func mustWriteFile(t *testing.T, path, content string) {

@@ -54,9 +54,12 @@ const (
 // defaultMaxBytes is the longest string Redis takes unless its setting proto-max-bulk-len says otherwise.
 const defaultMaxBytes = 512 << 20
 
-// Store keeps records in Redis. It implements driver.Store, Merger, Toucher, Lister, Stater and Describer.
+// Store keeps records in Redis. It implements driver.Store, Merger, Toucher, Watcher, Lister, Stater and Describer.
 type Store struct {
 	client      rueidis.Client
+	feedOption  rueidis.ClientOption // for connections that tell of changes: see Watch
+	addr        string               // of the server, without a cluster
+	user        string
 	sentinels   *sentinels // nil without Sentinel
 	cluster     *cluster   // nil without Cluster
 	cache       *cache     // nil without

@@ -3,16 +3,13 @@ package redisstore_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/redis/rueidis"
-	"go.uber.org/goleak"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
@@ -23,19 +20,13 @@ var (
 	_ driver.Store     = (*redisstore.Store)(nil)
 	_ driver.Merger    = (*redisstore.Store)(nil)
 	_ driver.Toucher   = (*redisstore.Store)(nil)
+	_ driver.Watcher   = (*redisstore.Store)(nil)
 	_ driver.Lister    = (*redisstore.Store)(nil)
 	_ driver.Stater    = (*redisstore.Store)(nil)
 	_ driver.Describer = (*redisstore.Store)(nil)
 )
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	// Tests that are parallel wait for servers to notice things, most of the time.
-	if runtime.GOMAXPROCS(0) < 6 {
-		_ = flag.Set("test.parallel", "6") // the flag exists
-	}
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { testserver.Main(m) }
 
 // TestOneCommand counts what the server is sent: one command a call, whatever happens to it.
 func TestOneCommand(t *testing.T) {

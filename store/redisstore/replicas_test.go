@@ -24,6 +24,7 @@ const hurried = 500 * time.Millisecond
 // One of two replicas is frozen, or killed, while applications are at work. With wait=1 nobody notices; with wait=2 every
 // write is refused until it is back, and reads go on.
 func TestOneOfTwoReplicas(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		wait   int
 		killed bool
@@ -77,6 +78,7 @@ func TestOneOfTwoReplicas(t *testing.T) {
 // The primary dies after one of two replicas was away for a while, and that one, or the other, takes its place. What was
 // acknowledged is there if either has to confirm every write; if one of them has to, it depends on which it is.
 func TestWhichReplicaTakesOver(t *testing.T) {
+	t.Parallel()
 	for _, wait := range []int{0, 1, 2} {
 		for _, behind := range []bool{false, true} {
 			t.Run(fmt.Sprintf("wait=%d,behind=%v", wait, behind), func(t *testing.T) {
@@ -120,6 +122,7 @@ func TestWhichReplicaTakesOver(t *testing.T) {
 // The network between a primary and its replica is cut, and the applications are on the primary's side, until the
 // replica takes its place. What the primary acknowledged meanwhile is lost, logouts too, unless it has to have copies.
 func TestPartition(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		wait   int

@@ -159,6 +159,7 @@ func TestOpenErrorsOfTopologies(t *testing.T) {
 
 // TLS is for everybody who is talked to.
 func TestTLSOfTopologies(t *testing.T) {
+	t.Parallel()
 	primary := testserver.Redis(t, testserver.RedisOptions{TLS: true})
 	watcher := testserver.Sentinel(t, "main", primary)
 	node := testserver.Redis(t, testserver.RedisOptions{TLS: true, Config: []string{"cluster-enabled yes", "tls-cluster yes", "cluster-port " + mustFreePort(t)}})

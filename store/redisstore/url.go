@@ -3,10 +3,8 @@ package redisstore
 import (
 	"cmp"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -57,15 +55,7 @@ func (l login) read() (string, error) {
 	if l.passwordFile == "" {
 		return l.password, nil
 	}
-	b, err := os.ReadFile(l.passwordFile)
-	if err != nil {
-		return "", fmt.Errorf("password_file: %w", err)
-	}
-	password := strings.TrimRight(string(b), "\r\n")
-	if password == "" {
-		return "", fmt.Errorf("password_file: %s is empty", l.passwordFile)
-	}
-	return password, nil
+	return storeurl.Password(l.passwordFile)
 }
 
 const (
@@ -139,8 +129,10 @@ func parseURL(raw string) (config, error) {
 	if err := u.Options(c.options()); err != nil {
 		return config{}, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	if err := c.setCertificate(u.Query.Get("cert_file"), u.Query.Get("key_file")); err != nil {
-		return config{}, err
+	if c.tls != nil {
+		if c.tls.Certificates, err = storeurl.Certificates(u.Query.Get("cert_file"), u.Query.Get("key_file")); err != nil {
+			return config{}, err
+		}
 	}
 	return c, c.check(u)
 }
@@ -206,16 +198,9 @@ func (c *config) setPrefix(v string) error {
 	return nil
 }
 
-func (c *config) setAuthority(v string) error {
-	pem, err := os.ReadFile(v)
-	if err != nil {
-		return err
-	}
-	c.tls.RootCAs = x509.NewCertPool()
-	if !c.tls.RootCAs.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("%s has no certificate in PEM form", v)
-	}
-	return nil
+func (c *config) setAuthority(v string) (err error) {
+	c.tls.RootCAs, err = storeurl.Authorities(v)
+	return err
 }
 
 func (c *config) setServerName(v string) error {
@@ -223,22 +208,6 @@ func (c *config) setServerName(v string) error {
 		return errors.New("want the name in the server's certificate")
 	}
 	c.tls.ServerName = v
-	return nil
-}
-
-// setCertificate loads the client's certificate.
-func (c *config) setCertificate(certFile, keyFile string) error {
-	if certFile == "" && keyFile == "" {
-		return nil
-	}
-	if certFile == "" || keyFile == "" {
-		return errors.New("options cert_file and key_file: want both or neither")
-	}
-	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		return fmt.Errorf("options cert_file and key_file: %w", err)
-	}
-	c.tls.Certificates = []tls.Certificate{pair}
 	return nil
 }
 

@@ -18,17 +18,24 @@ import (
 
 // TestRestart kills the server: calls say ErrUnavailable at once, the first after it is back works, and what was
 // acknowledged is there.
-func TestRestart(t *testing.T) { kind.Restart(t, "is mysqld or mariadbd running there?") }
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	kind.Restart(t, "is mysqld or mariadbd running there?")
+}
 
 // TestAnswerLost cuts connections in mid-answer: a write is never sent twice, a read is.
 func TestAnswerLost(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
 	kind.AnswerLost(t, srv, admin, func(statement string) int64 { return status(t, admin, "COM_"+strings.ToUpper(statement)) })
 }
 
 // TestCloseFrozen closes a store whose server does not answer.
-func TestCloseFrozen(t *testing.T) { kind.CloseFrozen(t) }
+func TestCloseFrozen(t *testing.T) {
+	t.Parallel()
+	kind.CloseFrozen(t)
+}
 
 // TestFailover names two hosts: the store uses the one that takes writes, whichever it is, and finds the other when that
 // changes.

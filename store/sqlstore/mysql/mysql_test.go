@@ -65,6 +65,7 @@ func database(t testing.TB, srv *testserver.Server, options string) testsql.Data
 // TestOneStatement counts what the server is sent, and how often: one statement and one round trip a call, whatever
 // becomes of it.
 func TestOneStatement(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
 	admin.SetMaxOpenConns(1)
@@ -126,6 +127,7 @@ func TestShared(t *testing.T) {
 
 // TestMemory is what differs for a table in memory.
 func TestMemory(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t, testserver.MariaDBOptions{Config: []string{"max-heap-table-size = 1M"}})
 	admin := mustAdmin(t, srv)
 	url := address(srv) + "?sweep=never&engine=memory&max_bytes=1000"
@@ -186,6 +188,7 @@ func TestMemory(t *testing.T) {
 
 // TestLockWait has somebody hold a row: the call ends by its deadline, and succeeds when the row is free in time.
 func TestLockWait(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
 	s := mustOpen(t, address(srv)+"?sweep=never")

@@ -20,6 +20,7 @@ func TestURL(t *testing.T) {
 }
 
 func TestOpenErrors(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
 	cert := testserver.NewCertificates(t)
@@ -85,6 +86,7 @@ func TestOpenErrors(t *testing.T) {
 
 // TestRights grants what the documentation and the error say, and no more.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	srv := testserver.MariaDB(t)
 	admin := mustAdmin(t, srv)
 	password := "s3cret@/?#'\"\\ é"

@@ -3,14 +3,12 @@ package mysql_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/internal/testsql"
 	"github.com/holdfast-sessions/holdfast/store/sqlstore/mysql"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testserver.Main(m) }
 
 var kind = testsql.Kind{
 	Scheme: "mysql",
@@ -25,6 +23,7 @@ var address, mustOpen = kind.URL, kind.MustOpen
 
 // TestStore proves the contract, with two clients too, while the server is up and while it is frozen.
 func TestStore(t *testing.T) {
+	t.Parallel()
 	const first = "innodb"
 	variants := map[string]string{first: "", "memory": "&engine=memory"}
 	if testserver.Scale(0, 1) == 1 { // other tests of this package show where it differs
@@ -33,4 +32,7 @@ func TestStore(t *testing.T) {
 	kind.Contract(t, first, variants)
 }
 
-func TestFailoverLoad(t *testing.T) { kind.FailoverLoad(t) }
+func TestFailoverLoad(t *testing.T) {
+	t.Parallel()
+	kind.FailoverLoad(t)
+}

@@ -14,10 +14,14 @@ import (
 
 // TestRestart kills the server: calls say ErrUnavailable at once, the first after it is back works, and what was
 // acknowledged is there.
-func TestRestart(t *testing.T) { kind.Restart(t, "is postgres running there?") }
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	kind.Restart(t, "is postgres running there?")
+}
 
 // TestAnswerLost cuts connections in mid-answer: a write is never sent twice, a read is.
 func TestAnswerLost(t *testing.T) {
+	t.Parallel()
 	srv, admin := counted(t)
 	kind.AnswerLost(t, srv, admin, func(statement string) int64 {
 		return testsql.MustInt(t, admin, "SELECT COALESCE(SUM(calls), 0)::bigint FROM pg_stat_statements WHERE query ILIKE '"+statement+" %'")
@@ -25,7 +29,10 @@ func TestAnswerLost(t *testing.T) {
 }
 
 // TestCloseFrozen closes a store whose server does not answer.
-func TestCloseFrozen(t *testing.T) { kind.CloseFrozen(t) }
+func TestCloseFrozen(t *testing.T) {
+	t.Parallel()
+	kind.CloseFrozen(t)
+}
 
 // TestFailover names two hosts, a primary and its standby: the store uses the one that takes writes, wherever it stands
 // in the URL, and finds the other when that is promoted.

@@ -19,6 +19,7 @@ func TestURL(t *testing.T) {
 }
 
 func TestOpenErrors(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Postgres(t)
 	admin := mustAdmin(t, srv)
 	secure := testserver.Postgres(t, testserver.PostgresOptions{TLS: true})
@@ -82,6 +83,7 @@ func TestOpenErrors(t *testing.T) {
 
 // TestRights grants what the documentation and the error say, and no more.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Postgres(t)
 	admin := mustAdmin(t, srv)
 	password := "s3cret@/?#'\"\\ é"

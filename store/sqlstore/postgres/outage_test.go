@@ -15,7 +15,7 @@ func TestOutages(t *testing.T) {
 	deletes := testfault.Down // names no other column
 	deletes.Delete = nil
 	kind.Outages(t, testsql.OutageOptions{
-		User: []string{"CREATE ROLE plain LOGIN PASSWORD 's3cret'", "GRANT SELECT, INSERT, UPDATE, DELETE ON holdfast_sessions TO plain",
+		User: []string{"CREATE ROLE plain LOGIN PASSWORD '" + testserver.PostgresPassword("s3cret") + "'", "GRANT SELECT, INSERT, UPDATE, DELETE ON holdfast_sessions TO plain",
 			"GRANT SELECT, UPDATE ON holdfast_sessions_meta TO plain"},
 		Lock: "BEGIN; LOCK TABLE holdfast_sessions IN ACCESS EXCLUSIVE MODE",
 		Faults: []testsql.Fault{

@@ -68,6 +68,7 @@ func database(t testing.TB, srv *testserver.Server, admin *sql.DB, options strin
 // TestOneStatement counts what the server is sent, and how often: one statement and one round trip a call, whatever
 // becomes of it.
 func TestOneStatement(t *testing.T) {
+	t.Parallel()
 	srv, admin := counted(t)
 	for name, options := range map[string]string{"prepared": "", "unprepared": "&prepare=false", "unlogged": "&unlogged=true&table=u"} {
 		t.Run(name, func(t *testing.T) {
@@ -97,6 +98,7 @@ func TestOneStatement(t *testing.T) {
 
 // An idle connection is used again without asking the server whether it is alive.
 func TestNoPing(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Postgres(t)
 	proxy := testsql.NewProxy(t, srv.Addr)
 	s := mustOpen(t, strings.Replace(address(srv), srv.Addr, proxy.Addr, 1)+"?sweep=never&max_conns=1")
@@ -125,6 +127,7 @@ func TestShared(t *testing.T) {
 // TestTouchIsHOT proves that a touch changes no index, as long as the page has room: that is what the sweep column and
 // the fill factor are for.
 func TestTouchIsHOT(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Postgres(t)
 	admin := mustAdmin(t, srv)
 	s := mustOpen(t, address(srv)+"?sweep=never")
@@ -152,6 +155,7 @@ func TestTouchIsHOT(t *testing.T) {
 }
 
 func TestUnlogged(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Postgres(t)
 	s := mustOpen(t, address(srv)+"?sweep=never&unlogged=true")
 	if d := s.Describe(); !strings.Contains(d.Durable, "UNLOGGED") {
@@ -177,6 +181,7 @@ func TestUnlogged(t *testing.T) {
 // TestPgBouncer is PgBouncer in transaction mode, of a version that knows no prepared statements: with prepare=false
 // everything works, and without it the error says so.
 func TestPgBouncer(t *testing.T) {
+	t.Parallel()
 	srv := testserver.Postgres(t)
 	bouncer := testserver.PgBouncer(t, srv)
 	url := strings.Replace(address(srv), srv.Addr, bouncer.Addr, 1)

@@ -1,0 +1,158 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/holdfast-sessions/holdfast/gateway/internal/framing"
+)
+
+// front is the listener that http.Server sees. It takes connections, does the TLS handshake, since only then it is known
+// whether HTTP/1 or HTTP/2 is spoken, and puts the guard of HTTP/1's framing on top.
+type front struct {
+	net.Listener
+	g     *Gateway
+	tls   *tls.Config // or nil
+	began time.Time
+
+	ready   chan accepted
+	ctx     context.Context // ends with Close
+	close   context.CancelFunc
+	workers sync.WaitGroup
+}
+
+type accepted struct {
+	conn net.Conn
+	err  error
+}
+
+// newFront begins to accept connections of l. Close ends that.
+func (g *Gateway) newFront(l net.Listener, config *tls.Config) *front {
+	f := &front{Listener: l, g: g, tls: config, began: time.Now(), ready: make(chan accepted)}
+	f.ctx, f.close = context.WithCancel(context.Background())
+	f.workers.Go(f.accept)
+	return f
+}
+
+// Accept returns the next connection that is ready for HTTP: a *tls.Conn for HTTP/2, otherwise a guarded one.
+func (f *front) Accept() (net.Conn, error) {
+	select {
+	case a := <-f.ready:
+		return a.conn, a.err
+	case <-f.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+// Close closes the listener and the connections that are not ready.
+func (f *front) Close() error {
+	f.close()
+	return f.Listener.Close()
+}
+
+// wait returns when nothing of f runs any more. It is for after Close.
+func (f *front) wait() { f.workers.Wait() }
+
+func (f *front) accept() {
+	for {
+		c, err := f.Listener.Accept()
+		if err != nil {
+			f.hand(accepted{err: err}) // http.Server decides whether to go on, and waits before it does
+			if errors.Is(err, net.ErrClosed) || f.ctx.Err() != nil {
+				return
+			}
+			continue
+		}
+		if f.tls == nil && !f.g.config.ProxyProtocol {
+			f.prepare(c) // which does not wait
+		} else {
+			f.workers.Go(func() { f.prepare(c) })
+		}
+	}
+}
+
+func (f *front) hand(a accepted) {
+	select {
+	case f.ready <- a:
+	case <-f.ctx.Done():
+		if a.conn != nil {
+			_ = a.conn.Close()
+		}
+	}
+}
+
+// prepare makes a connection ready for HTTP, which may take until ReadHeaderTimeout, twice.
+func (f *front) prepare(socket net.Conn) {
+	stop := context.AfterFunc(f.ctx, func() { _ = socket.Close() })
+	defer stop()
+	g := f.g
+	c := &clientConn{
+		Conn: socket, socket: socket, remote: socket.RemoteAddr(), release: func() {}, timeout: g.config.WriteTimeout, clock: clock{f.began},
+	}
+	peer, _ := netip.ParseAddrPort(c.remote.String())
+	if g.config.ProxyProtocol && g.config.trustedAddr(peer.Addr().Unmap()) {
+		var err error
+		if c.Conn, c.remote, err = g.readProxyHeader(socket); err != nil {
+			g.config.Logger.Debug("no PROXY header from a trusted proxy", "proxy", peer.Addr().String(), "err", err)
+			_ = c.Close()
+			return
+		}
+	}
+	if f.tls == nil {
+		f.hand(accepted{conn: framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming)})
+		return
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, g.config.ReadHeaderTimeout)
+	defer cancel()
+	secure := tls.Server(c, f.tls)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		var plain tls.RecordHeaderError
+		if errors.As(err, &plain) && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
+			_, _ = io.WriteString(plain.Conn, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\nThis port speaks https, not http.\n")
+		}
+		g.config.Logger.Debug("tls handshake failed", "err", err)
+		_ = c.Close()
+		return
+	}
+	if secure.ConnectionState().NegotiatedProtocol == "h2" {
+		f.hand(accepted{conn: secure})
+		return
+	}
+	f.hand(accepted{conn: framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming)})
+}
+
+// guard is what a request needs to know of the connection that it came by.
+type guard interface {
+	Pass()
+	Refused() bool
+}
+
+type guardKey struct{}
+
+// misframed reports whether the client of r broke the rules of framing in its body.
+func misframed(r *http.Request) bool {
+	g, ok := r.Context().Value(guardKey{}).(guard)
+	return ok && g.Refused()
+}
+
+// looksLikeHTTP reports whether the first bytes of what should be TLS are those of a request.
+func looksLikeHTTP(first [5]byte) bool {
+	switch string(first[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "DELET", "PATCH", "TRACE":
+		return true
+	}
+	return false
+}
+
+// refusedFraming notes a message that was refused before it became a request.
+func (g *Gateway) refusedFraming(err error) {
+	g.rejected.Add(1)
+	g.config.Logger.Debug("request refused", "err", err)
+}
