@@ -183,7 +183,6 @@ func (noAffinity) binds() bool                                                  
 func (noAffinity) answered(*http.Request, *upstream, *http.Response)            {}
 func (noAffinity) strip(http.Header)                                            {}
 
-
 // byID returns upstreams by their IDs.
 func byID(upstreams []*upstream) map[string]*upstream {
 	all := make(map[string]*upstream, len(upstreams))
