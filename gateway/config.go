@@ -182,6 +182,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// WithDefaults returns c with the defaults in the place of zero values.
+func (c Config) WithDefaults() Config { return c.withDefaults() }
+
 func (c Config) withDefaults() Config {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

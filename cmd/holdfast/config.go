@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,10 +30,10 @@ func (configCheckCmd) Help() string {
 nothing. Exit status 0: it can be used.`
 }
 
-func (c configCheckCmd) Run(ctx context.Context) error {
+func (c configCheckCmd) Run() error {
 	s, layers, err := readSettings(c.File)
 	if err == nil {
-		_, err = s.build(layers, discard())
+		_, err = s.build(layers)
 	}
 	if err != nil {
 		return err
@@ -105,7 +104,7 @@ func readSettings(path string) (settings, *configfile.Layers, error) {
 type gatewayFlags struct {
 	Listen   []string `setting:"gateway.listen" placeholder:"ADDR" help:"Address for clients (127.0.0.1:8080). Port 0 takes a free one."`
 	Upstream []string `setting:"gateway.upstreams" placeholder:"[ID=]URL" help:"Application server, as http://host:port or ID=http://host:port. Once for each, or with commas between them."`
-	Affinity string   `setting:"gateway.affinity.kind" placeholder:"KIND" help:"Which server a client goes to: none takes them in turn, cookie keeps to one (none)."`
+	Affinity string   `setting:"gateway.affinity.kind" placeholder:"KIND" help:"Which server a client goes to: none, cookie, session, route, hash, ip or header (none). docs/gateway.md explains them."`
 
 	KeyFile          string `setting:"gateway.affinity.key_file" type:"path" placeholder:"PATH" help:"File with the key of affinity cookies, 32 random bytes (openssl rand -hex 32), the same on every gateway and readable by its owner only. Or put the key into HOLDFAST_KEY."`
 	AffinityCookie   string `setting:"gateway.affinity.cookie" placeholder:"NAME" help:"Name of the affinity cookie, without __Host- (holdfast-upstream)."`
@@ -113,6 +112,8 @@ type gatewayFlags struct {
 	SessionCookie    string `setting:"gateway.session.cookies" placeholder:"NAME" help:"Name of the application's session cookie, for X-Session-Id (__Host-Http-session)."`
 	SessionHeader    string `setting:"gateway.session.header" placeholder:"NAME" help:"Header that holds the session token of clients without cookies."`
 	SessionParameter string `setting:"gateway.session.parameter" name:"session-parameter" placeholder:"NAME" help:"URL parameter that holds the session token of clients without cookies."`
+
+	TrustedProxy []string `setting:"gateway.trusted_proxies.addresses" placeholder:"ADDRESS" help:"Address, or network such as 10.0.0.0/8, of a proxy in front, whose X-Forwarded-* are believed. Once for each."`
 
 	TLSCert string `setting:"gateway.tls.cert" name:"tls-cert" type:"path" placeholder:"PATH" help:"Certificate chain, in PEM form. Clients then use https, also HTTP/2."`
 	TLSKey  string `setting:"gateway.tls.key" name:"tls-key" type:"path" placeholder:"PATH" help:"Private key of the certificate."`

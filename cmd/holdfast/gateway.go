@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,7 +31,13 @@ import (
 
 // gatewayCmd runs a gateway, or talks to one that runs.
 type gatewayCmd struct {
-	Run gatewayRunCmd `cmd:"" default:"withargs" help:"Spread requests over application servers that keep sessions."`
+	Run         gatewayRunCmd  `cmd:"" default:"withargs" help:"Run the gateway (this is what holdfast gateway without a verb does)."`
+	Upstreams   upstreamsCmd   `cmd:"" help:"List the servers of a running gateway, and how they are."`
+	Drain       drainCmd       `cmd:"" help:"Empty a server: no new clients, and by a deadline none."`
+	Maintenance maintenanceCmd `cmd:"" help:"Take a server out at once; what it has begun it finishes."`
+	Ready       readyCmd       `cmd:"" help:"Take a server back."`
+	Weight      weightCmd      `cmd:"" help:"Give a server another share, until the gateway ends."`
+	Explain     explainCmd     `cmd:"" help:"Say where a request would go, and why."`
 }
 
 type gatewayRunCmd struct {
@@ -58,26 +66,27 @@ Examples:
 const defaultAdmin = "127.0.0.1:9180"
 
 func (c gatewayRunCmd) Run(ctx context.Context, k *kong.Context) error {
-	read := func(logger *slog.Logger) (settings, gateway.Config, error) {
+	read := func() (settings, parts, error) {
 		s, layers, err := readSettings(c.Config)
 		if err == nil {
 			err = c.lay(&s, layers, k)
 		}
 		if err != nil {
-			return s, gateway.Config{}, err
+			return s, parts{}, err
 		}
-		config, err := s.build(layers, logger)
-		return s, config, err
+		p, err := s.build(layers)
+		return s, p, err
 	}
-	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	s, config, err := read(logger)
+	s, p, err := read()
 	if err != nil {
 		return err
 	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if s.Log.Format == "json" {
 		logger = slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	}
 	m := metrics.New()
+	config := p.gateway
 	config.Logger, config.OnRequest = logger, m.OnRequest
 	if config.Affinity == gateway.AffinityCookie && s.Gateway.Affinity.KeyFile == "" && os.Getenv("HOLDFAST_KEY") == "" {
 		logger.Warn("random key: after a restart, and at another gateway, clients move to another server; give a key with --key-file")
@@ -112,16 +121,16 @@ func (c gatewayRunCmd) Run(ctx context.Context, k *kong.Context) error {
 	}
 	if admin != nil {
 		logger.Info("admin listening", "address", admin.Addr().String())
-		group.Go(func() error { return serveAdmin(ctx, admin, adminHandler(ctx, g, m)) })
+		group.Go(func() error { return serveAdmin(ctx, admin, adminHandler(ctx, g, m, p.admin)) })
 	}
 	group.Go(func() error {
 		return reloadUntil(ctx, c.Config, logger, func() error {
-			_, config, err := read(logger)
+			_, p, err := read()
 			if err != nil {
 				return err
 			}
-			config.Logger, config.OnRequest = logger, m.OnRequest
-			return g.Reload(config)
+			p.gateway.Logger, p.gateway.OnRequest = logger, m.OnRequest
+			return g.Reload(p.gateway)
 		})
 	})
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // not under systemd: nothing to tell
@@ -146,7 +155,7 @@ func listen(address, flag string) (net.Listener, error) {
 }
 
 // adminHandler is what the admin address serves: the admin API, and what monitors ask for.
-func adminHandler(ctx context.Context, g *gateway.Gateway, m *metrics.Metrics) http.Handler {
+func adminHandler(ctx context.Context, g *gateway.Gateway, m *metrics.Metrics, c gateway.AdminConfig) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m.Of(g), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
@@ -162,7 +171,7 @@ func adminHandler(ctx context.Context, g *gateway.Gateway, m *metrics.Metrics) h
 			fmt.Fprintln(w, "ready")
 		}
 	})
-	mux.Handle("/", g.AdminHandler())
+	mux.Handle("/", g.AdminHandler(c))
 	return mux
 }
 
@@ -231,23 +240,68 @@ func reloadUntil(ctx context.Context, file string, logger *slog.Logger, reload f
 // errHangup ends a gateway whose terminal closed.
 var errHangup = errors.New("terminal closed (SIGHUP); with --config that reads the file again")
 
-// build returns the gateway's configuration, with the keys and certificates that the settings name. Its errors name the line.
-func (s *settings) build(layers *configfile.Layers, logger *slog.Logger) (gateway.Config, error) {
+// parts are what a gateway is run with.
+type parts struct {
+	gateway gateway.Config
+	admin   gateway.AdminConfig
+}
+
+// build returns what the settings describe, with the keys, tokens and certificates of the files that they name. Its errors
+// name the line, and all of them at once.
+func (s *settings) build(layers *configfile.Layers) (parts, error) {
+	var errs []error
+	bad := func(path string, err error) {
+		if err != nil {
+			errs = append(errs, layers.At(path, err))
+		}
+	}
 	config, err := s.config(layers)
 	if err != nil {
-		return config, err
+		errs = append(errs, err)
 	}
-	config.Logger = logger
-	if config.Key, err = loadKey(s.Gateway.Affinity.KeyFile, os.Getenv("HOLDFAST_KEY")); err != nil {
-		return config, layers.At("gateway.affinity.key_file", err)
+	p := parts{gateway: config, admin: gateway.AdminConfig{Hosts: s.Admin.Hosts}}
+	if p.gateway.Key, err = loadKey(s.Gateway.Affinity.KeyFile, os.Getenv("HOLDFAST_KEY")); err != nil {
+		bad("gateway.affinity.key_file", err)
 	}
-	if config.Key == nil {
-		config.Key = processKey()
+	if p.gateway.Key == nil {
+		p.gateway.Key = processKey()
 	}
-	if (s.Gateway.TLS.Cert == "") != (s.Gateway.TLS.Key == "") {
-		return config, layers.At("gateway.tls", fmt.Errorf("%w: --tls-cert and --tls-key: give both or neither", errUsage))
+	if file := s.Gateway.Session.SignatureFile; file != "" {
+		p.gateway.SignatureKey, err = loadKey(file, "")
+		bad("gateway.session.signature_key_file", err)
 	}
-	return config, config.Validate()
+	switch t := s.Gateway.TLS; {
+	case (t.Cert == "") != (t.Key == ""):
+		bad("gateway.tls", fmt.Errorf("%w: --tls-cert and --tls-key: give both or neither", errUsage))
+	case t.Cert != "":
+		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			bad("gateway.tls", fmt.Errorf("--tls-cert and --tls-key: %w", err))
+		}
+		p.gateway.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	}
+	if file := s.Admin.TokenFile; file != "" {
+		b, err := readSecret(file)
+		if p.admin.Token = strings.TrimSpace(string(b)); err == nil && len(p.admin.Token) < 20 {
+			err = fmt.Errorf("token file %s: it holds %d characters: want 20 or more random ones (openssl rand -hex 32)", file, len(p.admin.Token))
+		}
+		bad("admin.token_file", err)
+	}
+	if s.Admin.Listen != "" && s.Admin.TokenFile == "" && !isLoopback(s.Admin.Listen) {
+		bad("admin.listen", fmt.Errorf("%q can be reached from other machines: choose a loopback address such as %s, or give a token_file", s.Admin.Listen, defaultAdmin))
+	}
+	switch s.Log.Format {
+	case "text", "json":
+	default:
+		bad("log.format", fmt.Errorf("%q: want text or json", s.Log.Format))
+	}
+	if len(s.Gateway.Listen) == 0 {
+		bad("gateway.listen", errors.New("no address for clients: want one such as :8080"))
+	}
+	if err := p.gateway.Validate(); err != nil && len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("%w: %w", errUsage, err))
+	}
+	return p, errors.Join(errs...)
 }
 
 // processKey is the key of a gateway that was given none. A reload must not change it.
@@ -256,5 +310,3 @@ var processKey = sync.OnceValue(func() []byte {
 	_, _ = rand.Read(key) // never fails
 	return key
 })
-
-func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }

@@ -4,7 +4,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
-	"os"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"strings"
@@ -25,50 +25,109 @@ type settings struct {
 type gatewaySettings struct {
 	Listen    []string           `yaml:"listen" help:"addresses for clients"`
 	Upstreams []upstreamSettings `yaml:"upstreams" to:"Upstreams" help:"the application servers"`
-	Balance   string             `yaml:"balance" to:"Balance" help:"round-robin, least-requests or random-two-choices"`
 	Affinity  affinitySettings   `yaml:"affinity"`
 	Session   sessionSettings    `yaml:"session"`
+	Balance   balanceSettings    `yaml:"balance"`
+	Health    healthSettings     `yaml:"health"`
+	Ejection  ejectionSettings   `yaml:"ejection"`
+	Queue     queueSettings      `yaml:"queue"`
+	Resolve   resolveSettings    `yaml:"resolve"`
 	TLS       tlsSettings        `yaml:"tls"`
+	Proxies   proxySettings      `yaml:"trusted_proxies"`
 	Timeouts  timeoutSettings    `yaml:"timeouts"`
 	Limits    limitSettings      `yaml:"limits"`
-
-	Zone        string   `yaml:"zone" to:"Zone" help:"where this gateway stands: servers of this zone are preferred"`
-	ZoneMinimum float64  `yaml:"zone_minimum" to:"ZoneMinimum" help:"share of the own zone that must be up, 0 to 1"`
-	LoadFactor  float64  `yaml:"load_factor" to:"LoadFactor" help:"bound on how uneven load may be: 1.25, or 0 for none"`
-	SlowStart   duration `yaml:"slow_start" to:"SlowStart" help:"time in which a server that comes back gets its full share"`
 }
 
 type upstreamSettings struct {
-	ID          string `yaml:"id" to:"ID" help:"what affinity cookies name; keep it when the address changes"`
+	ID          string `yaml:"id" to:"ID" help:"what affinity cookies name: keep it when the address changes"`
 	URL         string `yaml:"url" to:"URL" help:"http://host:port"`
-	Weight      int    `yaml:"weight" to:"Weight"`
+	Weight      int    `yaml:"weight" to:"Weight" help:"its share, beside those of the others; 0 is 1"`
+	Route       string `yaml:"route" to:"Route" help:"for affinity route, such as a jvmRoute; empty: the id"`
 	Zone        string `yaml:"zone" to:"Zone"`
-	MaxRequests int    `yaml:"max_requests" to:"MaxRequests" help:"requests at once; 0: no limit"`
+	MaxRequests int    `yaml:"max_requests" to:"MaxRequests" help:"at once; 0: no limit"`
+	Resolve     bool   `yaml:"resolve" to:"Resolve" help:"every address of the name is a server of its own"`
 }
 
 type affinitySettings struct {
-	Kind           string `yaml:"kind" to:"Affinity" help:"none or cookie"`
-	KeyFile        string `yaml:"key_file" help:"file with 32 random bytes, the same on every gateway"`
-	Cookie         string `yaml:"cookie" to:"Cookie.Name" help:"name of the affinity cookie, without __Host-"`
-	PlainLocalhost bool   `yaml:"allow_plain_localhost" to:"Cookie.AllowPlainLocalhost" help:"for development"`
+	Kind           string   `yaml:"kind" to:"Affinity" help:"none, cookie, session, route, hash, ip or header"`
+	KeyFile        string   `yaml:"key_file" help:"file with 32 random bytes, the same on every gateway (openssl rand -hex 32)"`
+	Cookie         string   `yaml:"cookie" to:"Cookie.Name" help:"name of the affinity cookie, without __Host-"`
+	MaxAge         duration `yaml:"max_age" to:"Cookie.MaxAge" help:"after which a client is assigned anew; 0s: never"`
+	PlainLocalhost bool     `yaml:"allow_plain_localhost" to:"Cookie.AllowPlainLocalhost" help:"cookies without Secure on plain http to localhost, for development"`
+	HashCookie     string   `yaml:"hash_cookie" to:"Hash.Cookie" help:"for hash: the cookie, header or parameter to hash, one of the three"`
+	HashHeader     string   `yaml:"hash_header" to:"Hash.Header"`
+	HashParameter  string   `yaml:"hash_parameter" to:"Hash.Parameter"`
+	Header         string   `yaml:"upstream_header" to:"UpstreamHeader" help:"for header: where a trusted proxy names the server"`
+	RouteSeparator string   `yaml:"route_separator" to:"RouteSeparator" help:"for route: between session ID and route"`
+	ByAddress      bool     `yaml:"by_address" to:"SessionByAddress" help:"for session: clients that are not known go by their address"`
+	Learned        int      `yaml:"learned_entries" to:"LearnedEntries" help:"for session: how many clients without cookies are remembered"`
+	LearnedIdle    duration `yaml:"learned_idle" to:"LearnedIdle" help:"and for how long, when they do not come"`
 }
 
 type sessionSettings struct {
 	Cookies       []string `yaml:"cookies" to:"SessionCookies" help:"names of the application's session cookie; empty: Holdfast's"`
-	DisableCookie bool     `yaml:"disable_cookie" to:"DisableSessionCookie"`
+	DisableCookie bool     `yaml:"disable_cookie" to:"DisableSessionCookie" help:"it has none"`
 	Header        string   `yaml:"header" to:"SessionHeader" help:"where clients without cookies have their token"`
-	Parameter     string   `yaml:"parameter" to:"SessionParameter"`
+	Parameter     string   `yaml:"parameter" to:"SessionParameter" help:"in the query"`
+	PathParameter string   `yaml:"path_parameter" to:"SessionPathParameter" help:"in the path, such as jsessionid"`
+	SignatureFile string   `yaml:"signature_key_file" help:"file with 32 random bytes that sign X-Session-Id; empty: not signed"`
+}
+
+type balanceSettings struct {
+	Policy      string   `yaml:"policy" to:"Balance" help:"round-robin, least-requests or random-two-choices, for clients without a server"`
+	Zone        string   `yaml:"zone" to:"Zone" help:"where this gateway stands: servers of this zone come first"`
+	ZoneMinimum float64  `yaml:"zone_minimum" to:"ZoneMinimum" help:"while this share of them is up, 0 to 1"`
+	LoadFactor  float64  `yaml:"load_factor" to:"LoadFactor" help:"how uneven load may be, such as 1.25; 0: no bound"`
+	SlowStart   duration `yaml:"slow_start" to:"SlowStart" help:"in which a server that comes back gets its full share"`
+}
+
+type healthSettings struct {
+	Path           string   `yaml:"path" to:"HealthCheck.Path" help:"what to GET, such as /healthz; empty: no checks"`
+	Status         int      `yaml:"status" to:"HealthCheck.Status" help:"the answer expected; 0: any 2xx"`
+	Host           string   `yaml:"host" to:"HealthCheck.Host"`
+	TCP            bool     `yaml:"tcp" to:"HealthCheck.TCP" help:"connect only"`
+	Interval       duration `yaml:"interval" to:"HealthCheck.Interval"`
+	Timeout        duration `yaml:"timeout" to:"HealthCheck.Timeout"`
+	Rise           int      `yaml:"rise" to:"HealthCheck.Rise" help:"good checks in a row that bring a server back"`
+	Fall           int      `yaml:"fall" to:"HealthCheck.Fall" help:"bad ones that take it out"`
+	PanicThreshold float64  `yaml:"panic_threshold" to:"PanicThreshold" help:"with less than this share up, 0 to 1, all get requests"`
+}
+
+type ejectionSettings struct {
+	Disable  bool     `yaml:"disable" to:"Ejection.Disable" help:"keep servers that accept connections and do not answer"`
+	Failures int      `yaml:"failures" to:"Ejection.Failures" help:"in a row that take a server out"`
+	Statuses []int    `yaml:"statuses" to:"Ejection.Statuses" help:"answers that are failures, such as [502, 503, 504]"`
+	Time     duration `yaml:"time" to:"Ejection.Time" help:"out at first; twice as long each time"`
+	MaxTime  duration `yaml:"max_time" to:"Ejection.MaxTime"`
+	MaxShare float64  `yaml:"max_share" to:"Ejection.MaxShare" help:"of all servers that may be out, 0 to 1"`
+}
+
+type queueSettings struct {
+	Max     int      `yaml:"max" to:"MaxQueued" help:"requests that wait for a server with max_requests; -1: none"`
+	Timeout duration `yaml:"timeout" to:"QueueTimeout"`
+}
+
+type resolveSettings struct {
+	Every duration `yaml:"every" to:"ResolveEvery" help:"how often names with resolve are looked up"`
 }
 
 type tlsSettings struct {
-	Cert string `yaml:"cert" help:"certificate chain, PEM"`
+	Cert string `yaml:"cert" help:"certificate chain, PEM; empty: plain HTTP"`
 	Key  string `yaml:"key" help:"its private key, PEM"`
+}
+
+type proxySettings struct {
+	Addresses     []string `yaml:"addresses" to:"TrustedProxies" help:"addresses or networks of proxies in front, such as 10.0.0.0/8"`
+	UseForwarded  bool     `yaml:"use_forwarded" to:"UseForwarded" help:"they send Forwarded, not X-Forwarded-*"`
+	ProxyProtocol bool     `yaml:"proxy_protocol" to:"ProxyProtocol" help:"they speak the PROXY protocol"`
 }
 
 type timeoutSettings struct {
 	Dial           duration `yaml:"dial" to:"DialTimeout" help:"to connect to a server, TLS included"`
 	ResponseHeader duration `yaml:"response_header" to:"ResponseHeaderTimeout" help:"for a server to begin its answer"`
+	BodyIdle       duration `yaml:"body_idle" to:"BodyIdleTimeout" help:"for a server to send or take more of a body"`
 	ReadHeader     duration `yaml:"read_header" to:"ReadHeaderTimeout" help:"for a client to send the header of a request"`
+	Write          duration `yaml:"write" to:"WriteTimeout" help:"for a client to take more of an answer"`
 	Idle           duration `yaml:"idle" to:"IdleTimeout" help:"for a client's connection without a request"`
 	Drain          duration `yaml:"drain" to:"DrainTimeout" help:"for requests to finish at the end"`
 }
@@ -78,12 +137,13 @@ type limitSettings struct {
 }
 
 type adminSettings struct {
-	Listen    string `yaml:"listen" help:"loopback address of the admin API, /metrics, /healthz and /readyz; empty: none"`
-	TokenFile string `yaml:"token_file" help:"file with the token that changes need; empty: none"`
+	Listen    string   `yaml:"listen" help:"address of the admin API, /metrics, /healthz and /readyz; empty: none"`
+	TokenFile string   `yaml:"token_file" help:"file with the token that the admin API asks for; empty: none, and loopback only"`
+	Hosts     []string `yaml:"hosts" help:"host names besides localhost under which it may be reached"`
 }
 
 type logSettings struct {
-	Format string `yaml:"format" help:"text or json"`
+	Format string `yaml:"format" help:"text or json, on standard error"`
 }
 
 // defaults are the settings of an empty file: those of the zero gateway.Config, and what only the program has.
@@ -92,8 +152,11 @@ func defaults() settings {
 		Gateway: gatewaySettings{Listen: []string{"127.0.0.1:8080"}},
 		Log:     logSettings{Format: "text"},
 	}
-	each(reflect.ValueOf(&s).Elem(), "", func(path, to string, v reflect.Value) {
-		convert(v, fieldAt(reflect.ValueOf(new(gateway.Config{}.WithDefaults())).Elem(), to))
+	config := reflect.ValueOf(gateway.Config{}.WithDefaults())
+	each(reflect.ValueOf(&s).Elem(), "", func(_, to string, v reflect.Value) {
+		if to != "Upstreams" {
+			_ = convert(v, fieldAt(config, to)) // of what texts there are, all are empty
+		}
 	})
 	return s
 }
@@ -134,7 +197,7 @@ func convert(to, from reflect.Value) error {
 			}
 		}
 		return nil
-	case isSettings(from.Type()):
+	case from.Kind() == reflect.Struct && !isText(from):
 		var errs []error
 		each(from, "", func(_, name string, v reflect.Value) { errs = append(errs, convert(fieldAt(to, name), v)) })
 		return errors.Join(errs...)
@@ -142,8 +205,10 @@ func convert(to, from reflect.Value) error {
 		to.Set(from.Convert(to.Type()))
 		return nil
 	}
-	if u, ok := to.Addr().Interface().(encoding.TextUnmarshaler); ok && from.Kind() == reflect.String {
-		return u.UnmarshalText([]byte(from.String()))
+	if p, ok := to.Addr().Interface().(*netip.Prefix); ok {
+		var err error
+		*p, err = parseNetwork(from.String())
+		return err
 	}
 	if m, ok := from.Interface().(encoding.TextMarshaler); ok && to.Kind() == reflect.String {
 		b, err := m.MarshalText()
@@ -151,6 +216,11 @@ func convert(to, from reflect.Value) error {
 		return err
 	}
 	panic(fmt.Sprintf("settings: %s cannot become %s", from.Type(), to.Type()))
+}
+
+func isText(v reflect.Value) bool {
+	_, ok := v.Interface().(encoding.TextMarshaler)
+	return ok
 }
 
 // config returns the gateway's configuration, with errors that name the line.
@@ -165,6 +235,18 @@ func (s *settings) config(layers *configfile.Layers) (gateway.Config, error) {
 		}
 	})
 	return c, errors.Join(errs...)
+}
+
+// parseNetwork reads a network, or an address, which is a network of one.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, fmt.Errorf("%q: want an address such as 192.0.2.1 or a network such as 10.0.0.0/8", s)
+	}
+	return p, nil
 }
 
 // duration is a time.Duration that is written as 1m30s.
