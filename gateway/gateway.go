@@ -26,7 +26,6 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,7 +35,7 @@ import (
 
 // Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
 type Gateway struct {
-	config Config
+	config Config // of New; what Reload may change is in the table
 	table  atomic.Pointer[table]
 	proxy  *httputil.ReverseProxy
 	queue  queue
@@ -60,11 +59,7 @@ func New(c Config) (*Gateway, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	c = c.withDefaults()
-	c.SessionCookies = slices.Clone(c.SessionCookies)
-	c.Upstreams = slices.Clone(c.Upstreams)
-	c.Key = slices.Clone(c.Key)
-	c.SignatureKey = slices.Clone(c.SignatureKey)
+	c = c.withDefaults().clone()
 	g := &Gateway{config: c, hop: []string{rand.Text()}}
 	t, err := g.build(c, nil)
 	if err != nil {
@@ -122,7 +117,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
-	x.origin = g.config.originOf(r)
+	x.origin = x.table.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	if s := serverOf(ctx); s != nil {

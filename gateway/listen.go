@@ -97,7 +97,7 @@ func (f *front) prepare(socket net.Conn) {
 		Conn: socket, socket: socket, remote: socket.RemoteAddr(), release: func() {}, timeout: g.config.WriteTimeout, clock: clock{f.began},
 	}
 	peer, _ := netip.ParseAddrPort(c.remote.String())
-	if g.config.ProxyProtocol && g.config.trustedAddr(peer.Addr().Unmap()) {
+	if g.config.ProxyProtocol && g.settings().trustedAddr(peer.Addr().Unmap()) {
 		var err error
 		if c.Conn, c.remote, err = g.readProxyHeader(socket); err != nil {
 			g.config.Logger.Debug("no PROXY header from a trusted proxy", "proxy", peer.Addr().String(), "err", err)

@@ -58,7 +58,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	drainNow()
-	drain, cancel := context.WithTimeout(base, g.config.DrainTimeout)
+	drain, cancel := context.WithTimeout(base, g.settings().DrainTimeout)
 	defer cancel()
 	late := srv.Shutdown(drain)
 	cutOff()
@@ -70,7 +70,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	}
 	<-served
 	if late != nil {
-		return fmt.Errorf("gateway: requests were cut off: not finished %v after the end", g.config.DrainTimeout)
+		return fmt.Errorf("gateway: requests were cut off: not finished %v after the end", g.settings().DrainTimeout)
 	}
 	return nil
 }
