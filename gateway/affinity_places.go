@@ -93,6 +93,29 @@ func (p *places) ids(r *http.Request, into []string) []string {
 	return into
 }
 
+// inReferer returns the session IDs in the address of the page that r comes from, like ids.
+func (p *places) inReferer(r *http.Request, into []string) []string {
+	target, _, _ := strings.Cut(r.Header.Get("Referer"), "#")
+	p.inURL(target, func(v string) bool {
+		if v != "" && len(into) < maxIDs {
+			into = append(into, v)
+		}
+		return len(into) < maxIDs
+	})
+	return into
+}
+
+// inURL gives f the values of the parameters in a URL.
+func (p *places) inURL(target string, f func(string) bool) {
+	path, query, _ := strings.Cut(target, "?")
+	if p.pathParameter != "" {
+		p.inPath(path, f)
+	}
+	if p.parameter != "" {
+		eachParameter(query, p.parameter, f)
+	}
+}
+
 // inPath gives f the values of the path parameter: /a;jsessionid=VALUE/b.
 func (p *places) inPath(path string, f func(string) bool) {
 	for {
@@ -153,20 +176,13 @@ func (p *places) announced(h http.Header, f func(string)) {
 		for _, text := range h[name] {
 			n := 0
 			inURLs(text, func(target string) bool {
-				path, query, _ := strings.Cut(target, "?")
-				count := func(v string) bool {
+				p.inURL(target, func(v string) bool {
 					if v != "" {
 						f(v)
 						n++
 					}
 					return n < maxIDs
-				}
-				if p.pathParameter != "" {
-					p.inPath(path, count)
-				}
-				if p.parameter != "" {
-					eachParameter(query, p.parameter, count)
-				}
+				})
 				return n < maxIDs
 			})
 		}

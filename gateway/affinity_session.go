@@ -56,24 +56,38 @@ func (a *sessionAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *
 	var room [maxIDs]string
 	ids := a.places.ids(r, room[:0])
 	if a.learned != nil {
-		get := a.learned.Get
-		if say != nil {
-			get = a.learned.Peek
+		u := a.lookUp(ids, "of this request", ok, say)
+		if u == nil {
+			// The ID may be a new one that only the page told, or in the body of a form.
+			var room [maxIDs]string
+			u = a.lookUp(a.places.inReferer(r, room[:0]), "of the page that this request comes from", ok, say)
 		}
-		for _, id := range ids {
-			u := a.ids[get(id)]
-			if u != nil && ok(u) {
-				if say != nil {
-					say.add("upstream %s was learned to have the session of this request", u.id)
-				}
-				return u
-			}
-			if u != nil && say != nil {
-				say.add("upstream %s was learned to have the session of this request, but takes no requests of this client now", u.id)
-			}
+		if u != nil {
+			return u
 		}
 	}
 	return a.unknown(r, ids, ok, say)
+}
+
+// lookUp returns the upstream that was learned to have a session, if ok accepts it.
+func (a *sessionAffinity) lookUp(ids []string, where string, ok func(*upstream) bool, say *steps) *upstream {
+	get := a.learned.Get
+	if say != nil {
+		get = a.learned.Peek
+	}
+	for _, id := range ids {
+		u := a.ids[get(id)]
+		if u != nil && ok(u) {
+			if say != nil {
+				say.add("upstream %s was learned to have the session %s", u.id, where)
+			}
+			return u
+		}
+		if u != nil && say != nil {
+			say.add("upstream %s was learned to have the session %s, but takes no requests of this client now", u.id, where)
+		}
+	}
+	return nil
 }
 
 // unknown returns where a client goes whose upstream is not known, or cannot be had: always to the same one, and on

@@ -24,8 +24,8 @@ import (
 //	                               where a request goes, if the upstreams in without take none. Its input is the request's
 //	                               first line and header. {ID} is an affinity cookie for an upstream, {ID v1} an undated one.
 //	answer by=ID                   what becomes of the answer to that request: what the affinity adds to it
+//	drain ID, ready ID             an upstream drains, or no longer
 //	stats                          what was learned
-//	sleep for=DURATION
 func TestDecisions(t *testing.T) {
 	datadriven.Walk(t, "testdata/affinity", func(t *testing.T, path string) {
 		var d decisions
@@ -63,6 +63,9 @@ func (d *decisions) run(t *testing.T, td *datadriven.TestData) string {
 		return d.ask(t, td)
 	case "answer":
 		return d.answer(t, td)
+	case "drain", "ready":
+		d.g.SetDraining(td.CmdArgs[0].Key, td.Cmd == "drain")
+		return ""
 	case "stats":
 		return fmt.Sprintf("%+v", d.g.Stats().Learned)
 	}

@@ -39,8 +39,9 @@ func (g *Gateway) cookies() *cookieAffinity {
 // Prefer returns the upstream that the affinity wants for r, or "", and why; without are those that take no requests.
 func (g *Gateway) Prefer(r *http.Request, without ...string) (id string, why []string) {
 	var say steps
-	a := g.table.Load().affinity
-	ok := func(u *upstream) bool { return !slices.Contains(without, u.id) }
+	t := g.table.Load()
+	a, c := t.affinity, t.choose(nil, &say)
+	ok := func(u *upstream) bool { return !slices.Contains(without, u.id) && c.preferable(u) }
 	u := a.prefer(r, ok, &say)
 	if again := a.prefer(r, ok, nil); again != u {
 		return "explained as another", say.lines
@@ -57,8 +58,14 @@ func (g *Gateway) Answered(r *http.Request, id string, res *http.Response) {
 	t.affinity.answered(r, byID(t.upstreams)[id], res)
 }
 
-// Binds reports whether the affinity binds clients.
-func (g *Gateway) Binds() bool { return g.table.Load().affinity.binds() }
+// SetDraining makes an upstream one that drains, or not.
+func (g *Gateway) SetDraining(id string, drain bool) {
+	m := ready
+	if drain {
+		m = draining
+	}
+	byID(g.table.Load().upstreams)[id].setMode(m)
+}
 
 // Rebuild makes the affinity anew, over other upstreams, as a reload does.
 func (g *Gateway) Rebuild(c Config) error {

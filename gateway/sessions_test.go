@@ -91,15 +91,14 @@ type visitor struct {
 	http     *http.Client
 	gateways []string
 	requests int
-	page     string
-	cookies  bool
+	page, at string // the last page and its address
 }
 
 // newVisitor returns a client with or without cookies, from an address of its own in 127.0.0.0/8.
 func newVisitor(n int, cookies bool, gateways []string) *visitor {
 	from := netip.AddrFrom4([4]byte{127, 1, byte(n >> 8), byte(n)})
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
-	v := &visitor{gateways: gateways, cookies: cookies, requests: n, http: &http.Client{
+	v := &visitor{gateways: gateways, requests: n, http: &http.Client{
 		Transport:     &http.Transport{DialContext: dialer.DialContext},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
@@ -116,6 +115,9 @@ func (v *visitor) do(ctx context.Context, method, path, body string) error {
 		r, err := http.NewRequestWithContext(ctx, method, v.gateways[v.requests%len(v.gateways)]+path, strings.NewReader(body))
 		if err != nil {
 			return err
+		}
+		if v.at != "" {
+			r.Header.Set("Referer", v.at)
 		}
 		if body != "" {
 			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -136,13 +138,24 @@ func (v *visitor) do(ctx context.Context, method, path, body string) error {
 		if res.StatusCode != http.StatusOK {
 			return fmt.Errorf("%s %s: status %d: %s", method, path, res.StatusCode, b)
 		}
-		v.page = string(b)
+		v.page, v.at = string(b), r.URL.String()
 		return nil
 	}
 	return errors.New("redirects without end")
 }
 
 var links = regexp.MustCompile(`(?:href|action)="([^"]*)"`)
+
+var hidden = regexp.MustCompile(`<input type="hidden" name="([^"]*)" value="([^"]*)"`)
+
+// form returns the form of the page with a user filled in.
+func (v *visitor) form(user string) string {
+	values := url.Values{"user": {user}}
+	for _, m := range hidden.FindAllStringSubmatch(v.page, -1) {
+		values.Set(m[1], m[2])
+	}
+	return values.Encode()
+}
 
 // link returns the address of a page, as the present page has it.
 func (v *visitor) link(page string) string {
@@ -159,21 +172,20 @@ var errLost = errors.New("session lost")
 // visit begins a session, logs in, and uses it. It returns errLost if the session is not there any more.
 func (v *visitor) visit(ctx context.Context, user string) error {
 	defer v.http.CloseIdleConnections()
-	steps := []struct{ method, page, body, want string }{
-		{"GET", "/", "", "user= visits=1 "},
-		{"GET", "/home", "", "user= visits=2 "},
-		{"POST", "/login", url.Values{"user": {user}}.Encode(), "user=" + user + " visits=3 "},
-		{"GET", "/home", "", "user=" + user + " visits=4 "},
-		{"GET", "/elevate", "", "user=" + user + " visits=5 "},
-		{"GET", "/home", "", "user=" + user + " visits=6 "},
-		{"GET", "/home", "", "user=" + user + " visits=7 "},
-	}
-	for i, s := range steps {
-		if err := v.do(ctx, s.method, v.link(s.page), s.body); err != nil {
+	for i, page := range []string{"/", "/home", "/login", "/home", "/elevate", "/home", "/home"} {
+		method, body := "GET", ""
+		if page == "/login" {
+			method, body = "POST", v.form(user)
+		}
+		if err := v.do(ctx, method, v.link(page), body); err != nil {
 			return err
 		}
-		if !strings.HasPrefix(v.page, s.want) {
-			return fmt.Errorf("%w at step %d, %s: %.40s..., want %s", errLost, i+1, s.page, v.page, s.want)
+		want := fmt.Sprintf("user= visits=%d ", i+1)
+		if i >= 2 {
+			want = fmt.Sprintf("user=%s visits=%d ", user, i+1)
+		}
+		if !strings.HasPrefix(v.page, want) {
+			return fmt.Errorf("%w at step %d, %s: %.40s..., want %s", errLost, i+1, page, v.page, want)
 		}
 	}
 	return nil
@@ -245,6 +257,73 @@ func TestSessionsInMemory(t *testing.T) {
 			}
 		})
 	}
+}
+
+// phpApp is memoryApp in PHP, which keeps its sessions in files of each server's own. Without cookies, PHP itself
+// appends the ID to links, and puts it into the body of forms.
+const phpApp = `<?php
+session_start();
+$_SESSION += ['user' => '', 'visits' => 0];
+$page = strtok($_SERVER['REQUEST_URI'], '?');
+if ($page == '/login') $_SESSION['user'] = $_POST['user'];
+if ($page == '/login' || $page == '/elevate') session_regenerate_id(true);
+$_SESSION['visits']++;
+echo "user=$_SESSION[user] visits=$_SESSION[visits] ";
+?><a href="/home">home</a> <form method="post" action="/login"><p></form> <a href="/elevate">more</a>`
+
+// Real applications: PHP with sessions of each server's own. Clients without cookies have their new IDs in Set-Cookie, as
+// all have, and their forms the ID in the body, where the gateway does not look; but they come from a page whose address has it.
+func TestSessionsOfPHP(t *testing.T) {
+	var apps []string
+	for range 3 {
+		srv := testserver.PHP(t, testserver.PHPOptions{Script: phpApp, Settings: []string{
+			"session.use_trans_sid=1", "session.use_only_cookies=0", "session.use_strict_mode=1",
+		}})
+		apps = append(apps, "http://"+srv.Addr)
+	}
+	g := mustRun(t, "h1", gateway.Config{
+		Upstreams: upstreams(apps...), Affinity: gateway.AffinitySession, Key: testKey,
+		SessionCookies: []string{"PHPSESSID"}, SessionParameter: "PHPSESSID",
+	})
+	each(testserver.Scale(40, 400), 8, func(n int) {
+		if err := newVisitor(n, n%2 == 0, []string{g.url}).visit(t.Context(), fmt.Sprint("user", n)); err != nil {
+			t.Errorf("client %d: %v", n, err)
+		}
+	})
+}
+
+// tomcatApp is memoryApp as a JSP page. Without cookies, encodeURL appends the ID to paths.
+func tomcatApp(page string) string {
+	return `<%
+String at = "` + page + `";
+if (session.isNew()) { session.setAttribute("user", ""); session.setAttribute("visits", 0); }
+if (at.equals("login")) session.setAttribute("user", request.getParameter("user"));
+if (at.equals("login") || at.equals("elevate")) request.changeSessionId();
+session.setAttribute("visits", (Integer) session.getAttribute("visits") + 1);
+out.print("user=" + session.getAttribute("user") + " visits=" + session.getAttribute("visits") + " ");
+%><a href="<%= response.encodeURL("/home.jsp") %>">home</a> <form method="post" action="<%= response.encodeURL("/login.jsp") %>"></form>
+<a href="<%= response.encodeURL("/elevate.jsp") %>">more</a>`
+}
+
+// Real applications: Tomcat without jvmRoute. It sets its cookie with every new ID, whether or not the client keeps it.
+func TestSessionsOfTomcat(t *testing.T) {
+	pages := make(map[string]string)
+	for _, page := range []string{"index", "home", "login", "elevate"} {
+		pages[page+".jsp"] = tomcatApp(page)
+	}
+	var apps []string
+	for range 2 {
+		apps = append(apps, "http://"+testserver.Tomcat(t, testserver.TomcatOptions{Pages: pages}).Addr)
+	}
+	g := mustRun(t, "h1", gateway.Config{
+		Upstreams: upstreams(apps...), Affinity: gateway.AffinitySession, Key: testKey,
+		SessionCookies: []string{"JSESSIONID"}, SessionPathParameter: "jsessionid",
+	})
+	each(testserver.Scale(40, 400), 8, func(n int) {
+		if err := newVisitor(n, n%2 == 0, []string{g.url}).visit(t.Context(), fmt.Sprint("user", n)); err != nil {
+			t.Errorf("client %d: %v", n, err)
+		}
+	})
 }
 
 // each calls f for 0 to n-1, so many at a time.

@@ -22,6 +22,9 @@ func TestServers(t *testing.T) {
 		"haproxy": func(t testing.TB) *testserver.Server {
 			return testserver.HAProxy(t, testserver.HAProxyOptions{Frontend: []string{"http-request return status 200"}})
 		},
+		"php": func(t testing.TB) *testserver.Server {
+			return testserver.PHP(t, testserver.PHPOptions{Script: "<?php echo 'ok';"})
+		},
 		"tomcat": func(t testing.TB) *testserver.Server {
 			return testserver.Tomcat(t, testserver.TomcatOptions{Route: "a", Pages: map[string]string{"index.jsp": "<%= session.getId() %>"}})
 		},
