@@ -25,9 +25,9 @@ type Upstream struct {
 	// URL is http://host:port or https://host:port, with a path if the application lives under one.
 	URL string
 
-	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the address. The
-	// name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without it,
-	// the name is looked up for each connection, and its addresses are one upstream.
+	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the
+	// address. The name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without
+	// it, the name is looked up for each connection, and its addresses are one upstream.
 	Resolve bool
 	// Weight is how many clients it gets for each one of an upstream of weight 1: 1 to 1000. Default 1.
 	Weight int
@@ -148,28 +148,29 @@ type Config struct {
 	// ⌈LoadFactor × (requests in flight + 1) × weight / weight of all that are up⌉ requests at once. 1.25 is usual;
 	// less is more even and moves more clients. 0: no bound.
 	LoadFactor float64
-	// SlowStart is how long an upstream that comes back, or is added, has less than its weight for Balance: a tenth at first,
-	// and then the part of SlowStart that is over. 0: all of it at once.
+	// SlowStart is how long an upstream that comes back, or is added, has less than its weight for Balance: a tenth at
+	// first, and then the part of SlowStart that is over. 0: all of it at once.
 	SlowStart time.Duration
 
 	// HealthCheck asks the upstreams how they are.
 	HealthCheck HealthCheck
 	// Ejection leaves out upstreams that accept connections but do not answer.
 	Ejection Ejection
-	// PanicThreshold is the share of the weight, 0 to 1, below which health checks and ejections are not believed, so that few
-	// upstreams need not carry the load of all. Failed connects count all the same. 0: only when none is left.
+	// PanicThreshold is the share of the weight, 0 to 1, below which health checks and ejections are not believed, so
+	// that few upstreams need not carry the load of all. Failed connects count all the same. 0: only when none is
+	// left.
 	PanicThreshold float64
 	// BodyIdleTimeout is how long an upstream may send no more of an answer that it has begun, or read no more of a
 	// request. Event streams and WebSockets may be silent for longer. Default 60 s.
 	BodyIdleTimeout time.Duration
-	// MaxQueued is how many requests may wait for a place at an upstream that has MaxRequests, and as many for a place at any. More
-	// are answered 503. Default 1000; -1: none may wait.
+	// MaxQueued is how many requests may wait for a place at an upstream that has MaxRequests, and as many for a place
+	// at any. More are answered 503. Default 1000; -1: none may wait.
 	MaxQueued int
 	// QueueTimeout is how long a request may wait there; then it is answered 503. Default 5 s.
 	QueueTimeout time.Duration
 
-	// ResolveEvery is how often the names of upstreams with Resolve are looked up, from nine tenths to eleven tenths at random.
-	// A look-up that fails changes nothing. Default 30 s.
+	// ResolveEvery is how often the names of upstreams with Resolve are looked up, from nine tenths to eleven tenths
+	// at random. A look-up that fails changes nothing. Default 30 s.
 	ResolveEvery time.Duration
 	// Resolver looks them up. Nil: net.DefaultResolver.
 	Resolver Resolver

@@ -3,8 +3,8 @@
 //
 // An upstream that refuses a connection is left at once, in the same request, and the client's affinity cookie is
 // rewritten in the answer. A request that may have reached an upstream is repeated only if its method is
-// idempotent and its body can be sent again. There are no health checks yet: the requests themselves find out.
-// docs/gateway.md has the tables.
+// idempotent and its body can be sent again. One that accepts connections but does not answer is left, too, after one
+// request has paid for it; health checks find out before. docs/gateway.md has the tables.
 //
 //	g, err := gateway.New(gateway.Config{
 //		Upstreams: []gateway.Upstream{{ID: "a", URL: "http://10.0.0.1:3000"}, {ID: "b", URL: "http://10.0.0.2:3000"}},

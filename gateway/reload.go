@@ -16,8 +16,8 @@ import (
 // wrong with c it says so and the running configuration stays.
 //
 // An upstream that keeps its ID and URL keeps its connections and its state, drain and maintenance included. One that
-// is not in c gets no new requests, and its last ones are cut off after DrainTimeout: drain it before where that is not enough. Upstreams
-// and weights that were set by SetUpstream, RemoveUpstream and SetWeight are forgotten.
+// is not in c gets no new requests, and its last ones are cut off after DrainTimeout: drain it before where that is
+// not enough. Upstreams and weights that were set by SetUpstream, RemoveUpstream and SetWeight are forgotten.
 //
 // TLS, Dial, OnRequest and Logger stay as they are. What else cannot change while the gateway runs is an error if it
 // does.
