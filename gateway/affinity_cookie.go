@@ -184,7 +184,7 @@ func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *s
 func (a *cookieAffinity) answered(r *http.Request, u *upstream, res *http.Response) {
 	// A cache in front would add what a 304 carries to the page it keeps for everybody.
 	if res.StatusCode != http.StatusNotModified && a.changes(a.home(r), u) {
-		a.bind(r, u, res.Header, a.cookie.MaxAge)
+		a.bind(r, u, res.Header, like{lifetime: a.cookie.MaxAge})
 	}
 }
 
@@ -193,19 +193,34 @@ func (a *cookieAffinity) changes(b binding, u *upstream) bool {
 	return b.to != u || b.date == 0 && a.cookie.MaxAge > 0
 }
 
-// bind tells the client of r that u is its upstream from now on. The browser keeps that for as long as lifetime, or
-// if that is 0 until it ends. The answer becomes one that no cache keeps: a shared one would hand the cookie to others.
-func (a *cookieAffinity) bind(r *http.Request, u *upstream, answer http.Header, lifetime time.Duration) {
-	a.set(r, answer, a.value(u, time.Now()), int(lifetime/time.Second))
+// like says what of the affinity cookie is as of another one.
+type like struct {
+	lifetime    time.Duration // 0: until the browser ends
+	sameSite    http.SameSite // of interest is only None
+	partitioned bool
+}
+
+// bind tells the client of r that u is its upstream from now on. The answer becomes one that no cache keeps: a shared
+// one would hand the cookie to others.
+func (a *cookieAffinity) bind(r *http.Request, u *upstream, answer http.Header, l like) {
+	a.set(r, answer, a.value(u, time.Now()), int(l.lifetime/time.Second), l)
 }
 
 // unbind takes the cookie back.
-func (a *cookieAffinity) unbind(r *http.Request, answer http.Header) { a.set(r, answer, "", -1) }
+func (a *cookieAffinity) unbind(r *http.Request, answer http.Header, l like) {
+	a.set(r, answer, "", -1, l)
+}
 
-func (a *cookieAffinity) set(r *http.Request, answer http.Header, value string, maxAge int) {
+func (a *cookieAffinity) set(r *http.Request, answer http.Header, value string, maxAge int, l like) {
 	name, secure := a.name(r)
 	c := http.Cookie{
 		Name: name, Value: value, Path: "/", MaxAge: maxAge, Secure: secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	}
+	if secure { // or browsers refuse both
+		c.Partitioned = l.partitioned
+		if l.sameSite == http.SameSiteNoneMode {
+			c.SameSite = l.sameSite
+		}
 	}
 	answer.Add("Set-Cookie", c.String())
 	answer.Set("Cache-Control", "no-store")
