@@ -45,6 +45,7 @@ type exchange struct {
 	status   int
 
 	attempt attempt
+	known   known // what the affinity found out about the client
 }
 
 // attempt is what the transport did with a request. It calls the hooks of trace on the goroutine of RoundTrip.
