@@ -380,7 +380,7 @@ func rotation(t testing.TB, n New) {
 	for _, r := range rings {
 		s = append(s, n.must(t, r, Settings{}))
 	}
-	const sessions, servers = 1000, 3
+	const sessions, servers = 200, 3
 	tokens := make([]string, sessions)
 	for i := range tokens {
 		tokens[i] = mustSeal(t, s[0], driver.ID{byte(i), byte(i >> 8)}, record(set("n", fmt.Sprint(i))))
