@@ -94,7 +94,7 @@ func Open(ctx context.Context, path string, c Config) (*Store, error) {
 	return s, nil
 }
 
-func open(ctx context.Context, path string, c Config, step func(call, name string) error) (*Store, error) {
+func open(ctx context.Context, path string, c Config, step step) (*Store, error) {
 	if path == "" {
 		return nil, errors.New("no path given")
 	}
