@@ -99,7 +99,7 @@ func Open(ctx context.Context, path string, c Config) (*Store, error) {
 		return nil, fmt.Errorf("session directory: %w on %s", errors.ErrUnsupported, runtime.GOOS)
 	}
 	c = c.withDefaults()
-	s, err := open(ctx, path, c, nil)
+	s, err := openWithin(ctx, path, c)
 	if err != nil {
 		return nil, fmt.Errorf("session directory: %w", err)
 	}
@@ -109,6 +109,36 @@ func Open(ctx context.Context, path string, c Config) (*Store, error) {
 		s.swept.Go(func() { s.sweepUntil(sweeping) })
 	}
 	return s, nil
+}
+
+// openWithin is open, which with Network: NFS returns by the deadline of ctx, also if the file server does not answer.
+func openWithin(ctx context.Context, path string, c Config) (*Store, error) {
+	if c.Network != NFS {
+		return open(ctx, path, c, nil)
+	}
+	ctx, cancel := withTimeout(ctx)
+	defer cancel()
+	type result struct {
+		s   *Store
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		s, err := open(ctx, path, c, nil)
+		select {
+		case done <- result{s, err}:
+		case <-ctx.Done(): // the caller has left
+			if err == nil {
+				_ = s.Close() // nobody has used it
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.s, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s: %w: the file server does not answer; is it up, and the mount? %w", path, driver.ErrUnavailable, ctx.Err())
+	}
 }
 
 func open(ctx context.Context, path string, c Config, step step) (*Store, error) {

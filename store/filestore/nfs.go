@@ -154,10 +154,12 @@ func (n *nfs) refresh(id driver.ID) error {
 		return err
 	}
 	d, err := n.s.dir.sub(n.s.parent(id))
+	if err == nil {
+		d.close()
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	d.close()
 	return err
 }
 

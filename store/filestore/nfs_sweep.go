@@ -83,9 +83,13 @@ func (t token) age() time.Duration { return time.Since(fromMillis(t.expires)) }
 
 // glance is find for a shorter time.
 func (n *nfs) glance(ctx context.Context, id driver.ID) (found, error) {
-	ctx, cancel := context.WithTimeout(ctx, glanceTimeout)
+	short, cancel := context.WithTimeout(ctx, glanceTimeout)
 	defer cancel()
-	return n.find(ctx, id)
+	f, err := n.find(short, id)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = errTorn
+	}
+	return f, err
 }
 
 // finish removes a directory that has a token of state gone. f may be out of date, but the directory that it has open
@@ -110,20 +114,19 @@ func (n *nfs) finish(ctx context.Context, id driver.ID, f found) error {
 	if err := now.remove(now.name()); err != nil && !isStale(err) {
 		return err
 	}
-	const tries = 3 // for those who are about to notice that they have lost
-	for range tries {
+	for range 3 { // a writer that has yet to notice that it lost may put its data file there
 		err = n.s.dir.remove(n.s.at(id))
 		if !errors.Is(err, fs.ErrExist) {
 			break
 		}
 		late, e := list(ctx, now.dir)
 		if e != errTorn {
-			break
+			return nil // another directory stands there
 		}
 		late.empty()
 	}
-	if isStale(err) {
-		err = nil
+	if isStale(err) || errors.Is(err, fs.ErrExist) {
+		err = nil // somebody else was faster; or removeLeftover does it
 	}
 	return err
 }
