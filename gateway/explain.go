@@ -51,11 +51,11 @@ func (q Query) request() (*http.Request, error) {
 	if err != nil || !strings.HasPrefix(path, "/") {
 		return nil, errors.New("gateway: explain: bad path: want one such as /cart?id=1")
 	}
-	r := (&http.Request{
+	r := &http.Request{
 		Method: http.MethodGet, URL: u, RequestURI: path, Host: cmp.Or(q.Host, "localhost"), Header: q.Header.Clone(),
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: http.NoBody,
 		RemoteAddr: netip.AddrPortFrom(ip, 1).String(),
-	}).WithContext(context.Background())
+	}
 	if r.Header == nil {
 		r.Header = make(http.Header)
 	}
@@ -76,6 +76,8 @@ func (g *Gateway) Explain(q Query) ([]string, error) {
 		return nil, err
 	}
 	t := g.table.Load()
+	x := &exchange{gateway: g, table: t, origin: t.config.originOf(r)}
+	r = r.WithContext(context.WithValue(context.Background(), exchangeKey{}, x))
 	say := &steps{}
 	now := t.clock.now()
 	for _, u := range t.upstreams {

@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -99,6 +100,27 @@ func TestExplainQuery(t *testing.T) {
 		r.Header.Set("User", user)
 		if want := "the request goes to upstream " + g.Pick(r); steps[len(steps)-2] != want {
 			t.Errorf("%q, want %q", steps, want)
+		}
+	}
+}
+
+// The client's address is taken from where requests have it: from a trusted proxy, in its header.
+func TestExplainClientAddress(t *testing.T) {
+	g := mustNew(t, gateway.Config{
+		Upstreams: weighted(make([]int, 16)...), Affinity: gateway.AffinityIP, TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+	})
+	goes := func(q gateway.Query) string {
+		t.Helper()
+		steps, err := g.Explain(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return steps[len(steps)-2]
+	}
+	for _, ip := range []string{"192.0.2.1", "198.51.100.7", "203.0.113.9", "2001:db8::1"} {
+		direct := goes(gateway.Query{IP: ip})
+		if got := goes(gateway.Query{IP: "10.1.2.3", Header: http.Header{"X-Forwarded-For": {ip}}}); got != direct {
+			t.Errorf("%s through a trusted proxy: %s, itself: %s", ip, got, direct)
 		}
 	}
 }
