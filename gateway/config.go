@@ -244,28 +244,46 @@ var (
 	fieldName  = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$") // RFC 9110, token
 )
 
-// Validate reports everything that is wrong with c.
+// ConfigError is one thing that is wrong with a Config.
+type ConfigError struct {
+	// Field is where: "DialTimeout", "Cookie.Name", "Upstreams[1].URL".
+	Field string
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return "gateway: " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// badFunc notes what is wrong with a field.
+type badFunc func(field, format string, args ...any)
+
+// upstreamField names a field of the upstream with index i.
+func upstreamField(i int, name string) string { return fmt.Sprintf("Upstreams[%d].%s", i, name) }
+
+// Validate reports everything that is wrong with c: it joins a *ConfigError for each fault.
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("gateway: "+format, args...)) }
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &ConfigError{field, fmt.Errorf(format, args...)})
+	}
 
 	if len(c.Upstreams) == 0 {
-		bad("no upstream: give the URL of at least one application server")
+		bad("Upstreams", "no upstream: give the URL of at least one application server")
 	}
 	seen := make(map[string]int)
 	for i, u := range c.Upstreams {
 		parsed, err := u.parse()
 		if err != nil {
-			bad("upstream %d: %w", i+1, err)
+			bad(upstreamField(i, "URL"), "upstream %d: %w", i+1, err)
 			continue
 		}
 		id := u.id(parsed)
 		if !upstreamID.MatchString(id) {
-			bad("upstream %d: ID %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, id)
+			bad(upstreamField(i, "ID"), "upstream %d: ID %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, id)
 		}
 		if first, ok := seen[id]; ok {
-			bad("upstreams %d and %d have the same ID %q: give each its own", first, i+1, id)
+			bad(upstreamField(i, "ID"), "upstreams %d and %d have the same ID %q: give each its own", first, i+1, id)
 		} else {
 			seen[id] = i + 1
 		}
@@ -273,32 +291,32 @@ func (c Config) Validate() error {
 	c.validateAffinity(bad)
 	for _, name := range c.SessionCookies {
 		if !fieldName.MatchString(name) {
-			bad("session cookie name %q is not a cookie name", name)
+			bad("SessionCookies", "session cookie name %q is not a cookie name", name)
 		}
 	}
 	if h := c.SessionHeader; h != "" {
 		if !fieldName.MatchString(h) {
-			bad("session header %q is not a header name", h)
+			bad("SessionHeader", "session header %q is not a header name", h)
 		} else if reserved(h) {
-			bad("session header %q: the gateway strips this name from clients' requests; use another, such as Session-Token", h)
+			bad("SessionHeader", "session header %q: the gateway strips this name from clients' requests; use another, such as Session-Token", h)
 		}
 	}
 	if t := c.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		bad("TLS has no certificate")
+		bad("TLS", "TLS has no certificate")
 	}
 	for _, t := range []struct {
-		name string
-		d    time.Duration
+		field, name string
+		d           time.Duration
 	}{
-		{"dial timeout", c.DialTimeout},
-		{"response header timeout", c.ResponseHeaderTimeout},
-		{"read header timeout", c.ReadHeaderTimeout},
-		{"idle timeout", c.IdleTimeout},
-		{"write timeout", c.WriteTimeout},
-		{"drain timeout", c.DrainTimeout},
+		{"DialTimeout", "dial timeout", c.DialTimeout},
+		{"ResponseHeaderTimeout", "response header timeout", c.ResponseHeaderTimeout},
+		{"ReadHeaderTimeout", "read header timeout", c.ReadHeaderTimeout},
+		{"IdleTimeout", "idle timeout", c.IdleTimeout},
+		{"WriteTimeout", "write timeout", c.WriteTimeout},
+		{"DrainTimeout", "drain timeout", c.DrainTimeout},
 	} {
 		if t.d < 0 {
-			bad("%s %v is negative", t.name, t.d)
+			bad(t.field, "%s %v is negative", t.name, t.d)
 		}
 	}
 	c.validateBalance(bad)
@@ -307,10 +325,10 @@ func (c Config) Validate() error {
 	c.Ejection.validate(bad)
 	c.validateQueue(bad)
 	if !(c.PanicThreshold >= 0 && c.PanicThreshold <= 1) {
-		bad("panic threshold %v: want a share, 0 to 1", c.PanicThreshold)
+		bad("PanicThreshold", "panic threshold %v: want a share, 0 to 1", c.PanicThreshold)
 	}
 	if c.BodyIdleTimeout < 0 {
-		bad("body idle timeout %v is negative", c.BodyIdleTimeout)
+		bad("BodyIdleTimeout", "body idle timeout %v is negative", c.BodyIdleTimeout)
 	}
 	c.validateClients(bad)
 	c.validateLimits(bad)

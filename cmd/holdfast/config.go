@@ -151,7 +151,7 @@ func (f *gatewayFlags) lay(s *settings, layers *configfile.Layers, k *kong.Conte
 		if given[flag.Name] {
 			source, name = configfile.Flag, "--"+flag.Name
 		}
-		layers.Set(path, source)
+		layers.Set(path, source, name)
 		var err error
 		if path == "gateway.upstreams" {
 			s.Gateway.Upstreams = nil

@@ -298,8 +298,11 @@ func (s *settings) build(layers *configfile.Layers) (parts, error) {
 	if len(s.Gateway.Listen) == 0 {
 		bad("gateway.listen", errors.New("no address for clients: want one such as :8080"))
 	}
-	if err := p.gateway.Validate(); err != nil && len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("%w: %w", errUsage, err))
+	if err := p.gateway.Validate(); err != nil {
+		errs = append(errs, s.locate(layers, err))
+		if !layers.HasFile() {
+			return p, fmt.Errorf("%w: %w", errUsage, errors.Join(errs...))
+		}
 	}
 	return p, errors.Join(errs...)
 }

@@ -127,13 +127,19 @@ type timeoutSettings struct {
 	ResponseHeader duration `yaml:"response_header" to:"ResponseHeaderTimeout" help:"for a server to begin its answer"`
 	BodyIdle       duration `yaml:"body_idle" to:"BodyIdleTimeout" help:"for a server to send or take more of a body"`
 	ReadHeader     duration `yaml:"read_header" to:"ReadHeaderTimeout" help:"for a client to send the header of a request"`
+	Body           duration `yaml:"body" to:"BodyTimeout" help:"for a client to send more of a body; -1s: no limit"`
 	Write          duration `yaml:"write" to:"WriteTimeout" help:"for a client to take more of an answer"`
 	Idle           duration `yaml:"idle" to:"IdleTimeout" help:"for a client's connection without a request"`
 	Drain          duration `yaml:"drain" to:"DrainTimeout" help:"for requests to finish at the end"`
 }
 
 type limitSettings struct {
-	HeaderBytes int `yaml:"header_bytes" to:"MaxHeaderBytes" help:"header of a request"`
+	HeaderBytes          int   `yaml:"header_bytes" to:"MaxHeaderBytes" help:"header of a request"`
+	Headers              int   `yaml:"headers" to:"MaxHeaders" help:"its lines"`
+	BodyBytes            int64 `yaml:"body_bytes" to:"MaxBodyBytes" help:"body of a request; 0: no limit"`
+	BodyRate             int   `yaml:"body_rate" to:"MinBodyRate" help:"bytes a second that a client must send of it, see timeouts.body"`
+	Connections          int   `yaml:"connections" to:"MaxConnections" help:"of all clients; 0: no limit"`
+	ConnectionsPerClient int   `yaml:"connections_per_client" to:"MaxConnectionsPerClient" help:"of one address; 0: no limit"`
 }
 
 type adminSettings struct {
@@ -227,14 +233,48 @@ func isText(v reflect.Value) bool {
 func (s *settings) config(layers *configfile.Layers) (gateway.Config, error) {
 	var c gateway.Config
 	var errs []error
-	paths := make(map[string]string) // of settings, by field
 	each(reflect.ValueOf(s).Elem(), "", func(path, to string, v reflect.Value) {
-		paths[to] = path
 		if err := convert(fieldAt(reflect.ValueOf(&c).Elem(), to), v); err != nil {
 			errs = append(errs, layers.At(path, err))
 		}
 	})
 	return c, errors.Join(errs...)
+}
+
+// locate says for each *gateway.ConfigError in err which setting it is about.
+func (s *settings) locate(layers *configfile.Layers, err error) error {
+	if err == nil {
+		return nil
+	}
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, err := range all.Unwrap() {
+			errs = append(errs, s.locate(layers, err))
+		}
+		return errors.Join(errs...)
+	}
+	var wrong *gateway.ConfigError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	path := "gateway"
+	list, field, inList := strings.Cut(wrong.Field, "].")
+	name, index, _ := strings.Cut(list, "[")
+	each(reflect.ValueOf(s).Elem(), "", func(at, to string, v reflect.Value) {
+		switch {
+		case to != name:
+		case !inList:
+			path = at
+		default:
+			path = at + "[" + index + "]"
+			each(reflect.New(v.Type().Elem()).Elem(), path, func(at, to string, _ reflect.Value) {
+				if to == field {
+					path = at
+				}
+			})
+		}
+	})
+	return layers.At(path, wrong.Err)
 }
 
 // parseNetwork reads a network, or an address, which is a network of one.

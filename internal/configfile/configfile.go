@@ -3,7 +3,7 @@
 //
 //	c := settings{Listen: "127.0.0.1:8080"}                  // the defaults
 //	layers, err := configfile.Read("holdfast.yaml", content, &c)
-//	layers.Set("gateway.listen", configfile.Flag)             // after a flag has overwritten it
+//	layers.Set("gateway.listen", configfile.Flag, "--listen") // after a flag has overwritten it
 //	err = layers.At("gateway.listen", errors.New("port 99999 is not 1 to 65535"))
 //
 // A setting is a field with a yaml tag: a struct of settings, a list of such structs, or a value: string, bool, number,
@@ -50,14 +50,11 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	s := e.File
+	at := []string{e.File, e.Path, e.Err.Error()}
 	if e.Line > 0 {
-		s += fmt.Sprintf(":%d:%d", e.Line, e.Column)
+		at[0] += fmt.Sprintf(":%d:%d", e.Line, e.Column)
 	}
-	if e.Path != "" {
-		s += ": " + e.Path
-	}
-	return s + ": " + e.Err.Error()
+	return strings.Join(slices.DeleteFunc(at, func(s string) bool { return s == "" }), ": ")
 }
 
 func (e *Error) Unwrap() error { return e.Err }
@@ -67,6 +64,7 @@ type Layers struct {
 	file      string
 	positions map[string]position // of what the file holds, by path
 	sources   map[string]Source   // of what is not default
+	names     map[string]string   // of flags and variables
 }
 
 type position struct{ line, column int }
@@ -74,7 +72,7 @@ type position struct{ line, column int }
 // Read lays the YAML text content over what the struct that into points to holds, which are the defaults. File is its
 // name, for messages. Its error joins an *Error for each fault; into then holds what was not at fault.
 func Read(file string, content []byte, into any) (*Layers, error) {
-	l := &Layers{file: file, positions: make(map[string]position), sources: make(map[string]Source)}
+	l := &Layers{file: file, positions: make(map[string]position), sources: make(map[string]Source), names: make(map[string]string)}
 	parsed, err := parser.ParseBytes(content, 0)
 	if err != nil {
 		return l, l.malformed(err)
@@ -125,10 +123,13 @@ func positionOf(n ast.Node) position {
 }
 
 // At returns err as an *Error with the position of the setting path, or of the one that it belongs to if the file does
-// not have it.
+// not have it. If the value is from elsewhere, the error begins with the name of the flag or variable.
 func (l *Layers) At(path string, err error) error {
 	e := &Error{File: l.file, Path: path, Err: err}
 	for ; ; path = parent(path) {
+		if name, ok := l.names[path]; ok {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 		if p, ok := l.positions[path]; ok {
 			e.Line, e.Column = p.line, p.column
 			return e
@@ -142,8 +143,14 @@ func (l *Layers) At(path string, err error) error {
 // parent is "a.b" for "a.b.c" and "a.b[1]", and "" for "a".
 func parent(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }
 
-// Set notes that a setting now has its value from elsewhere than the file.
-func (l *Layers) Set(path string, s Source) { l.sources[path] = s }
+// HasFile reports whether the settings are from a file, at least in part.
+func (l *Layers) HasFile() bool { return l.file != "" }
+
+// Set notes that a setting now has its value from elsewhere than the file: from a flag or variable of the given name.
+func (l *Layers) Set(path string, s Source, name string) {
+	l.sources[path] = s
+	l.names[path] = name
+}
 
 // Source returns where the value of a setting came from.
 func (l *Layers) Source(path string) Source {
@@ -399,6 +406,11 @@ func (l *Layers) origin(path string) string {
 	}
 	if _, ok := l.positions[path]; !ok && s == File {
 		return string(Default) // in a list from the file, but not there
+	}
+	for ; path != ""; path = parent(path) {
+		if name, ok := l.names[path]; ok {
+			return name
+		}
 	}
 	return string(s)
 }

@@ -71,7 +71,7 @@ items:
 		t.Errorf("settings differ (-want +got):\n%s", diff)
 	}
 	got.Count = 8
-	layers.Set("count", configfile.Flag)
+	layers.Set("count", configfile.Flag, "--count")
 	var b strings.Builder
 	if err := layers.Print(&b, &got); err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ items:
 	if diff := cmp.Diff(`name: "a b" # f.yaml:3
 wait: 1m30s # f.yaml:4
 names: [one] # f.yaml:5
-count: 8 # flag
+count: 8 # --count
 factor: 2 # f.yaml:6
 on: true # f.yaml:7
 inner:
@@ -100,7 +100,9 @@ items: # f.yaml:10
 		"inner.port":      "f.yaml:9:3: inner.port: wrong",
 		"items[1].weight": "f.yaml:12:13: items[1].weight: wrong",
 		"items[0].weight": "f.yaml:11:5: items[0].weight: wrong", // its item
-		"count":           "f.yaml:3:1: count: wrong",            // the file
+		"factor":          "f.yaml:6:1: factor: wrong",
+		"missing":         "f.yaml:3:1: missing: wrong", // the file
+		"count":           "--count: wrong",
 	} {
 		if err := layers.At(path, errors.New("wrong")); err.Error() != want {
 			t.Errorf("At(%s) = %v, want %s", path, err, want)
