@@ -151,6 +151,8 @@ func (c Config) validateAffinity(bad func(format string, args ...any)) {
 			}
 		} else if !upstreamID.MatchString(route) {
 			bad("upstream %d: route %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, route)
+		} else if u.Resolve {
+			bad("upstream %d: a route, but its name is resolved: each address has its ID as its route", i+1)
 		}
 		if first, ok := routes[route]; ok && (u.Route != "" || c.Upstreams[first-1].Route != "") {
 			bad("upstreams %d and %d have the same route %q: give each its own", first, i+1, route)

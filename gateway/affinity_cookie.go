@@ -26,6 +26,7 @@ import (
 // A value of version 1, 16 bytes, is read too: HMAC-SHA256(key, "holdfast affinity v1\x00" + upstream ID). It has no date.
 type cookieAffinity struct {
 	cookie    Cookie
+	secure    string // its name where it is Secure
 	mac       *mac.MAC
 	upstreams map[[8]byte]*named // by name in version 2, and by the first bytes of version 1
 	names     map[*upstream]*named
@@ -49,7 +50,7 @@ const (
 
 func newCookieAffinity(c Cookie, key []byte, upstreams []*upstream) *cookieAffinity {
 	a := &cookieAffinity{
-		cookie: c, mac: mac.New(key, "holdfast affinity v2"),
+		cookie: c, secure: "__Host-" + c.Name, mac: mac.New(key, "holdfast affinity v2"),
 		upstreams: make(map[[8]byte]*named), names: make(map[*upstream]*named),
 	}
 	names := mac.New(key, "holdfast affinity v2 name")
@@ -73,7 +74,7 @@ func (a *cookieAffinity) name(r *http.Request) (name string, secure bool) {
 	if a.cookie.AllowPlainLocalhost && plainLocalhost(r) {
 		return a.cookie.Name, false
 	}
-	return "__Host-" + a.cookie.Name, true
+	return a.secure, true
 }
 
 // value returns the value of the cookie that binds a client to u from a moment on.
@@ -121,9 +122,27 @@ func (a *cookieAffinity) read(v string) binding {
 // strictBase64 refuses two spellings of one value.
 var strictBase64 = base64.RawURLEncoding.Strict()
 
-// home returns the newest binding of r's client that still counts. One that is further in the future than MaxAge, by
+// known keeps what home found out, for the next who asks about the same request.
+type known struct {
+	by   *cookieAffinity // nil: nothing
+	home binding
+}
+
+// home returns the binding of r's client.
+func (a *cookieAffinity) home(r *http.Request) binding {
+	x, ok := r.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return a.newest(r)
+	}
+	if x.known.by != a {
+		x.known = known{a, a.newest(r)}
+	}
+	return x.known.home
+}
+
+// newest returns the newest binding of r's client that still counts. One that is further in the future than MaxAge, by
 // a clock that was wrong, counts no longer than one of the past.
-func (a *cookieAffinity) home(r *http.Request) (newest binding) {
+func (a *cookieAffinity) newest(r *http.Request) (newest binding) {
 	name, _ := a.name(r)
 	copies := 0
 	for v := range cookies(r.Header, name) {
@@ -165,7 +184,7 @@ func (a *cookieAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *s
 func (a *cookieAffinity) answered(r *http.Request, u *upstream, res *http.Response) {
 	// A cache in front would add what a 304 carries to the page it keeps for everybody.
 	if res.StatusCode != http.StatusNotModified && a.changes(a.home(r), u) {
-		a.bind(r, u, res.Header, a.cookie.MaxAge)
+		a.bind(r, u, res.Header, like{lifetime: a.cookie.MaxAge})
 	}
 }
 
@@ -174,19 +193,34 @@ func (a *cookieAffinity) changes(b binding, u *upstream) bool {
 	return b.to != u || b.date == 0 && a.cookie.MaxAge > 0
 }
 
-// bind tells the client of r that u is its upstream from now on. The browser keeps that for as long as lifetime, or
-// if that is 0 until it ends. The answer becomes one that no cache keeps: a shared one would hand the cookie to others.
-func (a *cookieAffinity) bind(r *http.Request, u *upstream, answer http.Header, lifetime time.Duration) {
-	a.set(r, answer, a.value(u, time.Now()), int(lifetime/time.Second))
+// like says what of the affinity cookie is as of another one.
+type like struct {
+	lifetime    time.Duration // 0: until the browser ends
+	sameSite    http.SameSite // of interest is only None
+	partitioned bool
+}
+
+// bind tells the client of r that u is its upstream from now on. The answer becomes one that no cache keeps: a shared
+// one would hand the cookie to others.
+func (a *cookieAffinity) bind(r *http.Request, u *upstream, answer http.Header, l like) {
+	a.set(r, answer, a.value(u, time.Now()), int(l.lifetime/time.Second), l)
 }
 
 // unbind takes the cookie back.
-func (a *cookieAffinity) unbind(r *http.Request, answer http.Header) { a.set(r, answer, "", -1) }
+func (a *cookieAffinity) unbind(r *http.Request, answer http.Header, l like) {
+	a.set(r, answer, "", -1, l)
+}
 
-func (a *cookieAffinity) set(r *http.Request, answer http.Header, value string, maxAge int) {
+func (a *cookieAffinity) set(r *http.Request, answer http.Header, value string, maxAge int, l like) {
 	name, secure := a.name(r)
 	c := http.Cookie{
 		Name: name, Value: value, Path: "/", MaxAge: maxAge, Secure: secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	}
+	if secure { // or browsers refuse both
+		c.Partitioned = l.partitioned
+		if l.sameSite == http.SameSiteNoneMode {
+			c.SameSite = l.sameSite
+		}
 	}
 	answer.Add("Set-Cookie", c.String())
 	answer.Set("Cache-Control", "no-store")
@@ -196,5 +230,5 @@ func (a *cookieAffinity) set(r *http.Request, answer http.Header, value string, 
 
 // strip removes the cookie from the header that goes to an upstream.
 func (a *cookieAffinity) strip(h http.Header) {
-	removeCookies(h, "__Host-"+a.cookie.Name, a.cookie.Name)
+	removeCookies(h, a.secure, a.cookie.Name)
 }

@@ -203,8 +203,8 @@ func inURLs(text string, f func(string) bool) {
 // change is what an answer does to the application's session cookie.
 type change struct {
 	set, ended bool
-	id         string        // if set
-	lifetime   time.Duration // if set; 0: until the browser ends
+	id         string // if set
+	like       like
 }
 
 // change reads the Set-Cookie lines of an answer to r. Of several, the last counts, as in a browser.
@@ -227,18 +227,19 @@ func (p *places) change(r *http.Request, h http.Header) (c change) {
 			c = change{set: true, id: unquote(strings.Trim(value, " \t"))}
 			// Only the attributes: the value may be one that net/http finds fault with.
 			if cookie, err := http.ParseSetCookie("x=;" + attributes); err == nil {
+				c.like = like{sameSite: cookie.SameSite, partitioned: cookie.Partitioned}
 				switch {
 				case cookie.MaxAge > 0:
-					c.lifetime = time.Duration(min(cookie.MaxAge, int(maxCookieAge/time.Second))) * time.Second
+					c.like.lifetime = time.Duration(min(cookie.MaxAge, int(maxCookieAge/time.Second))) * time.Second
 				case cookie.MaxAge < 0:
 					c.set = false
 				case !cookie.Expires.IsZero():
-					c.lifetime = min(time.Until(cookie.Expires), maxCookieAge)
-					c.set = c.lifetime > 0
+					c.like.lifetime = min(time.Until(cookie.Expires), maxCookieAge)
+					c.set = c.like.lifetime > 0
 				}
 			}
 			if c.id == "" || !c.set {
-				c = change{ended: true}
+				c = change{ended: true, like: c.like}
 			}
 		}
 	}

@@ -130,17 +130,18 @@ func (a *sessionAffinity) answered(r *http.Request, u *upstream, res *http.Respo
 	c := a.places.change(r, res.Header)
 	switch {
 	case c.set:
-		// Where the application's cookie outlives the browser, so must ours, as long as that.
-		if c.lifetime > 0 || a.changes(bound, u) {
-			a.bind(r, u, res.Header, c.lifetime)
+		// Where the application's cookie outlives the browser, so must ours, as long as that; and where its cookie goes to
+		// pages that another site embeds, so must ours.
+		if c.like.lifetime > 0 || a.changes(bound, u) {
+			a.bind(r, u, res.Header, c.like)
 		}
 	case c.ended:
 		if name, _ := a.name(r); has(r.Header, name) {
-			a.unbind(r, res.Header)
+			a.unbind(r, res.Header, c.like)
 		}
 	case bound.to == nil && res.StatusCode != http.StatusNotModified && a.places.inCookie(r) != "":
 		// A session from before the gateway, or whose upstream is not there any more.
-		a.bind(r, u, res.Header, 0)
+		a.bind(r, u, res.Header, like{})
 	}
 	if a.learned != nil && bound.to == nil { // a client that keeps our cookie keeps the others
 		a.learn(r, u, res, c)

@@ -134,8 +134,21 @@ type Config struct {
 	WriteTimeout time.Duration
 	// DrainTimeout is how long Run lets requests finish after its context ended. Default 30 s.
 	DrainTimeout time.Duration
-	// MaxHeaderBytes bounds the header of a request (431 beyond). Default 64 KiB.
-	MaxHeaderBytes int
+	// MaxHeaderBytes and MaxHeaders bound the header of a request, in bytes and lines (431 beyond). Default 64 KiB and 200.
+	// A request may carry up to 1000 cookies.
+	MaxHeaderBytes, MaxHeaders int
+	// MaxBodyBytes bounds the body of a request (413 beyond). 0: no limit.
+	MaxBodyBytes int64
+	// BodyTimeout is how long the gateway waits for a request's body (408 then). Each byte that comes gives the client
+	// 1/MinBodyRate of a second more, up to BodyTimeout again. Default 30 s and 500 bytes a second; negative: no limit,
+	// and no rate.
+	BodyTimeout time.Duration
+	MinBodyRate int
+	// MaxConnections bounds the connections of all clients (503 beyond). 0: no limit.
+	MaxConnections int
+	// MaxConnectionsPerClient bounds the connections from one address, or one IPv6 network of 64 bits (429 beyond). Those
+	// of trusted proxies are not counted, unless the PROXY protocol tells whose they are. 0: no limit.
+	MaxConnectionsPerClient int
 
 	// Balance is BalanceRoundRobin if empty. It is for requests that the affinity leaves open.
 	Balance Balance
@@ -213,9 +226,7 @@ func (c Config) withDefaults() Config {
 	if c.ZoneMinimum == 0 {
 		c.ZoneMinimum = 0.5
 	}
-	if c.MaxHeaderBytes == 0 {
-		c.MaxHeaderBytes = 64 << 10
-	}
+	c.withLimitDefaults()
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: c.DialTimeout}).DialContext
 	}
@@ -287,9 +298,6 @@ func (c Config) Validate() error {
 			bad("%s %v is negative", t.name, t.d)
 		}
 	}
-	if c.MaxHeaderBytes < 0 {
-		bad("max header bytes %d is negative", c.MaxHeaderBytes)
-	}
 	c.validateBalance(bad)
 	c.validateResolve(bad)
 	c.HealthCheck.validate(bad)
@@ -302,6 +310,7 @@ func (c Config) Validate() error {
 		bad("body idle timeout %v is negative", c.BodyIdleTimeout)
 	}
 	c.validateClients(bad)
+	c.validateLimits(bad)
 	return errors.Join(errs...)
 }
 

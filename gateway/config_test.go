@@ -45,6 +45,7 @@ func TestConfigErrors(t *testing.T) {
 			Upstreams: []gateway.Upstream{{ID: "a", URL: "http://a"}, {ID: "b", URL: "http://b", Route: "a"}, {ID: "c", URL: "http://c", Route: "x y"}, {ID: "d", URL: "http://d", Route: "d"}},
 			Affinity:  gateway.AffinityRoute, SessionPathParameter: "a b", RouteSeparator: "a", LearnedEntries: -1, LearnedIdle: -1,
 		}, []string{`session path parameter "a b"`, `route separator "a"`, `upstreams 1 and 2 have the same route "a"`, `upstream 3: route "x y"`, "learned entries -1", "learned idle -1ns"}},
+		{"a route for several", gateway.Config{Upstreams: []gateway.Upstream{{URL: "http://a", Route: "x", Resolve: true}}}, []string{"upstream 1: a route, but its name is resolved"}},
 		{"nothing to hash", gateway.Config{Upstreams: one, Affinity: gateway.AffinityHash}, []string{"exactly one of"}},
 		{"two things to hash", gateway.Config{Upstreams: one, Affinity: gateway.AffinityHash, Hash: gateway.HashOf{Cookie: "a", Parameter: "b"}}, []string{"exactly one of"}},
 		{"a stripped header to hash", gateway.Config{Upstreams: one, Affinity: gateway.AffinityHash, Hash: gateway.HashOf{Header: "X-Forwarded-For"}}, []string{`header to hash "X-Forwarded-For"`}},

@@ -53,6 +53,9 @@ type Gateway struct {
 	listening  map[net.Listener]bool
 
 	requests, unavailable, failed, rejected atomic.Uint64
+
+	seats      seats
+	rejections rejections
 }
 
 // New returns a Gateway, or everything that is wrong with c. It connects to nothing.
@@ -61,7 +64,7 @@ func New(c Config) (*Gateway, error) {
 		return nil, err
 	}
 	c = c.withDefaults().clone()
-	g := &Gateway{config: c, hop: []string{rand.Text()}}
+	g := &Gateway{config: c, hop: []string{rand.Text()}, seats: seats{total: c.MaxConnections, perClient: c.MaxConnectionsPerClient}}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -101,9 +104,12 @@ func newTransport(c *Config, l *live, name string) *http.Transport {
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
-	x := &exchange{gateway: g, in: r, writer: w, began: time.Now(), table: g.table.Load()}
+	x := &exchange{gateway: g, in: r, began: time.Now(), table: g.table.Load()}
+	x.writer = clientWriter{ResponseWriter: w, timeout: g.config.WriteTimeout, http2: r.ProtoMajor == 2}
+	w = &x.writer
 	defer g.over(x)
-	status, why := refuse(r)
+	defer x.writer.end()
+	status, why := g.refuse(r, &x.table.config)
 	if status == 0 && g.beenHere(r) {
 		status, why = http.StatusLoopDetected, "This request has been here before: the address of a server behind this gateway leads back to the gateway."
 		w.Header()[hopHeader] = g.hop
@@ -127,6 +133,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r = r.WithContext(ctx)
 	x.in = r
+	if r.Body != nil && r.Body != http.NoBody {
+		x.clientBody = x.table.config.newClientBody(w, r)
+		r.Body = x.clientBody
+		defer x.clientBody.end()
+	}
 	g.proxy.ServeHTTP(w, r)
 	if x.duplex {
 		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
@@ -136,13 +147,19 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuse says which requests are not for a reverse proxy: CONNECT, and targets other than a path or an http URL.
-func refuse(r *http.Request) (status int, why string) {
+// refuse says which requests are not for a reverse proxy, and which are beyond the limits.
+func (g *Gateway) refuse(r *http.Request, c *Config) (status int, why string) {
 	switch {
 	case r.Method == http.MethodConnect:
 		return http.StatusNotImplemented, "CONNECT is not supported."
 	case r.URL.Opaque != "" || r.URL.User != nil || !strings.HasPrefix(r.URL.Path, "/") && r.URL.Host == "":
 		return http.StatusBadRequest, "The request target is not a path."
+	case c.tooLargeHeader(r):
+		g.rejections.headers.Add(1)
+		return http.StatusRequestHeaderFieldsTooLarge, "The request has too large a header, or too many headers or cookies. Deleting this site's cookies may help."
+	case c.MaxBodyBytes > 0 && r.ContentLength > c.MaxBodyBytes:
+		g.rejections.body.Add(1)
+		return http.StatusRequestEntityTooLarge, "The request is too large."
 	}
 	return 0, ""
 }
@@ -158,7 +175,7 @@ func (g *Gateway) answer(res *http.Response) error {
 	}
 	if x.in.ProtoMajor == 1 && x.body.streaming() {
 		// By default http.Server takes up to 256 KiB of the body away before it writes a header.
-		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
+		x.duplex = http.NewResponseController(&x.writer).EnableFullDuplex() == nil
 	}
 	x.table.affinity.answered(x.in, x.served, res)
 	if endless(res) && res.StatusCode != http.StatusSwitchingProtocols {
@@ -180,6 +197,15 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, errClientGone):
 		x.status = 499 // nobody reads it; known from nginx
+	case errors.Is(err, errBodyTooLarge):
+		g.rejected.Add(1)
+		g.rejections.body.Add(1)
+		x.status, why = http.StatusRequestEntityTooLarge, "The request is too large."
+	case errors.Is(err, errBodyTooSlow):
+		g.rejected.Add(1)
+		g.rejections.slow.Add(1)
+		x.status, why = http.StatusRequestTimeout, "The request came too slowly."
+		w.Header().Set("Connection", "close")
 	case errors.Is(err, errBadRequest):
 		if !misframed(x.in) { // which was counted
 			g.rejected.Add(1)
@@ -301,6 +327,8 @@ type Stats struct {
 	// Requests counts all; Unavailable those answered 503 because no upstream could be reached or had room, Failed those
 	// answered 502 or 504, Rejected those answered 4xx by the gateway itself.
 	Requests, Unavailable, Failed, Rejected uint64
+	// Rejections are by why, those of connections included, which are not in Rejected.
+	Rejections Rejections
 	// Waiting is how many wait for a place at an upstream now.
 	Waiting   int
 	Upstreams []UpstreamStats
@@ -311,7 +339,8 @@ type Stats struct {
 func (g *Gateway) Stats() Stats {
 	return Stats{
 		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
-		Waiting: int(g.queue.waiting.Load()), Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
+		Rejections: g.rejections.stats(), Waiting: int(g.queue.waiting.Load()),
+		Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
 	}
 }
 

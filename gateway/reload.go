@@ -69,6 +69,8 @@ func (g *Gateway) fixed(c Config) error {
 		{"idle timeout", g.config.IdleTimeout, c.IdleTimeout},
 		{"write timeout", g.config.WriteTimeout, c.WriteTimeout},
 		{"max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
+		{"max connections", g.config.MaxConnections, c.MaxConnections},
+		{"max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
 		{"PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
 	} {
 		if f.was != f.now {
