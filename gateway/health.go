@@ -203,11 +203,12 @@ func (g *Gateway) watch(ctx context.Context, l *live) {
 			}
 			continue
 		}
-		err := g.probe(ctx, u, &t.config)
+		probing, due := out != 0 && out <= now, check.on() && next <= now
+		err := g.probe(ctx, u, check, probing)
 		if ctx.Err() != nil {
 			return
 		}
-		if out != 0 && out <= now {
+		if probing {
 			if err == nil {
 				if l.back(anyReason...) {
 					g.queue.kick()
@@ -220,7 +221,7 @@ func (g *Gateway) watch(ctx context.Context, l *live) {
 				l.mu.Unlock()
 			}
 		}
-		if !check.on() {
+		if !due {
 			continue
 		}
 		next = t.clock.now() + check.Interval*9/10 + rand.N(check.Interval/5+1)
@@ -244,15 +245,14 @@ func (g *Gateway) watch(ctx context.Context, l *live) {
 	}
 }
 
-// probe asks an upstream how it is: by the health check, or else whether what it was left out for is over.
-func (g *Gateway) probe(ctx context.Context, u *upstream, c *Config) error {
-	check := c.HealthCheck
+// probe asks an upstream how it is by the health check or, if out, whether what it was left out for is over.
+func (g *Gateway) probe(ctx context.Context, u *upstream, check HealthCheck, out bool) error {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, probeKey{}, true), check.Timeout)
 	defer cancel()
 	switch {
 	case check.Path != "":
 		return ask(ctx, u, http.MethodGet, check.Path, check.Host, check.expects)
-	case check.TCP || reason(u.why.Load()) == refused:
+	case !out || reason(u.why.Load()) == refused:
 		nc, err := u.transport.DialContext(ctx, "tcp", net.JoinHostPort(u.url.Hostname(), strconv.Itoa(int(portOf(u.url)))))
 		if err == nil {
 			_ = nc.Close()
