@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -112,6 +113,10 @@ func (x *exchange) only(values []string) string {
 	if len(values) == 1 {
 		return values[0]
 	}
+	return x.refuseDuplicate()
+}
+
+func (x *exchange) refuseDuplicate() string {
 	x.duplicate = true
 	x.m.emit(x.Context, &x.m.counters.duplicate, Event{Kind: EventRefused, Cause: "duplicate"})
 	return ""
@@ -163,18 +168,13 @@ const (
 	maxCookie = 4096
 )
 
-// chunkName is the name of the cookie that carries part k of a token, where name is that of the whole.
-func chunkName(name string, k int) string {
+// ChunkName returns the name of the cookie that carries part k of a sealed token, the first being 0, where name is that of the
+// session's cookie as it is sent. It is for tools, like JoinToken.
+func ChunkName(name string, k int) string {
 	if k == 0 {
 		return name
 	}
 	return name + "." + strconv.Itoa(k)
-}
-
-// chunks returns the values of the request's cookies that carry part k.
-func (x *exchange) chunks(room []string, name string, k int) []string {
-	values, _ := cookieValues(room[:0], x.r.Header["Cookie"], chunkName(name, k)) // findToken refused a header too large
-	return values
 }
 
 // splitToken returns the values of the cookies that a token is sent in, the first under the name itself.
@@ -195,36 +195,69 @@ func splitToken(name, token string) []string {
 	return parts
 }
 
-// joinChunks returns the token whose first part came in the cookie of the name itself, or "" if one of the others is
-// missing or not of this token.
+// Why several cookies are no token.
+var (
+	errIncomplete = errors.New("incomplete")
+	errDuplicate  = errors.New("duplicate")
+)
+
+// joinChunks is JoinToken, with the events that it means.
 func (x *exchange) joinChunks(name, first string) string {
-	incomplete := func() string {
+	token, err := joinChunks(x.r.Header["Cookie"], name, first)
+	switch {
+	case errors.Is(err, errDuplicate):
+		return x.refuseDuplicate()
+	case err != nil:
 		x.m.emit(x.Context, &x.m.counters.incomplete, Event{Kind: EventRefused, Cause: "incomplete"})
-		return ""
 	}
+	return token
+}
+
+// joinChunks returns the token whose first part came in the cookie of the name itself. The others are in the lines of the
+// Cookie header, which findToken refuses if it is too large.
+func joinChunks(lines []string, name, first string) (string, error) {
 	const head = len("~2.") + chunkID + 1
 	if len(first) < head || first[1] < '2' || first[1] > '0'+maxChunks || first[2] != '.' || first[head-1] != '.' {
-		return incomplete()
+		return "", fmt.Errorf("%w: cookie %s begins like the first part of a token in several cookies, and is none: it was cut off or changed", errIncomplete, name)
 	}
-	id := first[len("~2.") : head-1]
+	id, n := first[len("~2."):head-1], int(first[1]-'0')
 	parts := make([]string, 1, maxChunks)
 	parts[0] = first[head:]
-	for k := 1; k < int(first[1]-'0'); k++ {
+	for k := 1; k < n; k++ {
 		var room [2]string
-		values := x.chunks(room[:], name, k)
-		if len(values) == 0 {
-			return incomplete()
+		part := ChunkName(name, k)
+		values, err := cookieValues(room[:0], lines, part)
+		switch {
+		case err != nil:
+			return "", err
+		case len(values) == 0:
+			return "", fmt.Errorf("%w: cookie %s is missing: %s says that the token is in %d cookies", errIncomplete, part, name, n)
+		case len(values) > 1:
+			return "", fmt.Errorf("%w: cookie %s is there more than once", errDuplicate, part)
+		case len(values[0]) <= chunkID || values[0][:chunkID] != id || values[0][chunkID] != '.':
+			return "", fmt.Errorf("%w: cookie %s is part of another token than %s: one was kept from an earlier answer", errIncomplete, part, name)
 		}
-		part := x.only(values)
-		if part == "" {
-			return ""
-		}
-		if len(part) <= chunkID || part[:chunkID] != id || part[chunkID] != '.' {
-			return incomplete()
-		}
-		parts = append(parts, part[chunkID+1:])
+		parts = append(parts, values[0][chunkID+1:])
 	}
-	return strings.Join(parts, "")
+	return strings.Join(parts, ""), nil
+}
+
+// JoinToken returns the sealed token that the lines of a Cookie header carry in the cookie of a name, as it is sent, or in
+// several whose names begin with it: what a Manager reads from them. It is for tools that explain tokens. The error says
+// which cookie is missing, there twice, or part of another token; it matches ErrNotFound if there is no cookie of the name.
+func JoinToken(name string, lines []string) (string, error) {
+	values, err := cookieValues(nil, lines, name)
+	switch {
+	case err != nil:
+		return "", err
+	case len(values) == 0:
+		return "", fmt.Errorf("%w: no cookie %s", ErrNotFound, name)
+	case len(values) > 1:
+		return "", fmt.Errorf("%w: cookie %s is there more than once", errDuplicate, name)
+	case strings.HasPrefix(values[0], chunkMark):
+		return joinChunks(lines, name, values[0])
+	}
+	return values[0], nil
 }
 
 // mostChunks returns in how many cookies a token can be at most.
@@ -240,7 +273,7 @@ func (x *exchange) dropChunks(c sentCookie, k, unseen int) {
 	came := x.chunksSent(name)
 	for ; k <= maxChunks; k++ {
 		if k < unseen || came[k] {
-			c.Name = chunkName(name, k)
+			c.Name = ChunkName(name, k)
 			x.Header().Add("Set-Cookie", c.header("", -1))
 		}
 	}
@@ -399,10 +432,10 @@ func (x *exchange) completeHeader(s *Session) {
 	if x.duplicate && x.carrier == carrierCookie {
 		x.expireVariants(c)
 		for k := 1; m.sealed() && k <= maxChunks; k++ {
+			chunk := c
+			chunk.Name = ChunkName(c.Name, k)
 			var room [2]string
-			if len(x.chunks(room[:], c.Name, k)) > 1 {
-				chunk := c
-				chunk.Name = chunkName(c.Name, k)
+			if values, _ := cookieValues(room[:0], x.r.Header["Cookie"], chunk.Name); len(values) > 1 { // findToken refused a header too large
 				x.expireVariants(chunk)
 			}
 		}
@@ -422,7 +455,7 @@ func (x *exchange) completeHeader(s *Session) {
 		parts := splitToken(c.Name, s.token)
 		for k, part := range parts {
 			chunk := c
-			chunk.Name = chunkName(c.Name, k)
+			chunk.Name = ChunkName(c.Name, k)
 			h.Add("Set-Cookie", chunk.header(part, maxAge))
 		}
 		x.dropChunks(c, len(parts), 0)

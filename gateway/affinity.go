@@ -185,9 +185,6 @@ func (noAffinity) binds() bool                                                  
 func (noAffinity) answered(*http.Request, *upstream, *http.Response)            {}
 func (noAffinity) strip(http.Header)                                            {}
 
-// takesNew reports whether u takes clients that do not belong to it, as one that drains does not.
-func takesNew(u *upstream) bool { return mode(u.mode.Load()) == ready }
-
 // byID returns upstreams by their IDs.
 func byID(upstreams []*upstream) map[string]*upstream {
 	all := make(map[string]*upstream, len(upstreams))

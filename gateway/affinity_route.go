@@ -86,7 +86,7 @@ func (a *routeAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *st
 		return nil
 	}
 	// Until the application gives it another route, all go to one, and on every gateway to the same.
-	i := a.nodes.Pick("session "+routed, func(i int) bool { return takesNew(a.upstreams[i]) && ok(a.upstreams[i]) })
+	i := a.nodes.Pick("session "+routed, func(i int) bool { return ok(a.upstreams[i]) && a.upstreams[i].takesNew() })
 	if i < 0 {
 		return nil
 	}

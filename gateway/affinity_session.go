@@ -105,7 +105,8 @@ func (a *sessionAffinity) unknown(r *http.Request, ids []string, ok func(*upstre
 		}
 		return nil
 	}
-	i := a.nodes.Pick(value, func(i int) bool { return takesNew(a.upstreams[i]) && ok(a.upstreams[i]) })
+	atHome := a.byAddress && len(ids) > 0 // it has a session, so it was there before
+	i := a.nodes.Pick(value, func(i int) bool { return ok(a.upstreams[i]) && (atHome || a.upstreams[i].takesNew()) })
 	if i < 0 {
 		return nil
 	}

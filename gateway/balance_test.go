@@ -190,3 +190,34 @@ func TestSlowStart(t *testing.T) {
 		}
 	})
 }
+
+func BenchmarkPick(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		config gateway.Config
+	}{
+		{"round robin", gateway.Config{}},
+		{"least requests", gateway.Config{Balance: gateway.BalanceLeastRequests}},
+		{"two choices", gateway.Config{Balance: gateway.BalanceTwoChoices}},
+		{"bounded", gateway.Config{Balance: gateway.BalanceTwoChoices, LoadFactor: 1.25, Zone: "x"}},
+		{"cookie", gateway.Config{Affinity: gateway.AffinityCookie, Key: testKey}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			c.config.Upstreams = weighted(1, 2, 3, 4)
+			for i := range c.config.Upstreams {
+				c.config.Upstreams[i].Zone = "x"
+			}
+			g := mustNew(b, c.config)
+			r := anyRequest()
+			if c.config.Affinity != "" {
+				r.AddCookie(&http.Cookie{Name: "__Host-holdfast-upstream", Value: g.AffinityValue("c", time.Now())})
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if g.Pick(r) == "" {
+					b.Fatal("none")
+				}
+			}
+		})
+	}
+}

@@ -25,9 +25,9 @@ type Upstream struct {
 	// URL is http://host:port or https://host:port, with a path if the application lives under one.
 	URL string
 
-	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the address. The
-	// name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without it,
-	// the name is looked up for each connection, and its addresses are one upstream.
+	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the
+	// address. The name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without
+	// it, the name is looked up for each connection, and its addresses are one upstream.
 	Resolve bool
 	// Weight is how many clients it gets for each one of an upstream of weight 1: 1 to 1000. Default 1.
 	Weight int
@@ -134,8 +134,21 @@ type Config struct {
 	WriteTimeout time.Duration
 	// DrainTimeout is how long Run lets requests finish after its context ended. Default 30 s.
 	DrainTimeout time.Duration
-	// MaxHeaderBytes bounds the header of a request (431 beyond). Default 64 KiB.
-	MaxHeaderBytes int
+	// MaxHeaderBytes and MaxHeaders bound the header of a request, in bytes and lines (431 beyond). Default 64 KiB and 200.
+	// A request may carry up to 1000 cookies.
+	MaxHeaderBytes, MaxHeaders int
+	// MaxBodyBytes bounds the body of a request (413 beyond). 0: no limit.
+	MaxBodyBytes int64
+	// BodyTimeout is how long the gateway waits for a request's body (408 then). Each byte that comes gives the client
+	// 1/MinBodyRate of a second more, up to BodyTimeout again. Default 30 s and 500 bytes a second; negative: no limit,
+	// and no rate.
+	BodyTimeout time.Duration
+	MinBodyRate int
+	// MaxConnections bounds the connections of all clients (503 beyond). 0: no limit.
+	MaxConnections int
+	// MaxConnectionsPerClient bounds the connections from one address, or one IPv6 network of 64 bits (429 beyond). Those
+	// of trusted proxies are not counted, unless the PROXY protocol tells whose they are. 0: no limit.
+	MaxConnectionsPerClient int
 
 	// Balance is BalanceRoundRobin if empty. It is for requests that the affinity leaves open.
 	Balance Balance
@@ -148,28 +161,29 @@ type Config struct {
 	// ⌈LoadFactor × (requests in flight + 1) × weight / weight of all that are up⌉ requests at once. 1.25 is usual;
 	// less is more even and moves more clients. 0: no bound.
 	LoadFactor float64
-	// SlowStart is how long an upstream that comes back, or is added, has less than its weight for Balance: a tenth at first,
-	// and then the part of SlowStart that is over. 0: all of it at once.
+	// SlowStart is how long an upstream that comes back, or is added, has less than its weight for Balance: a tenth at
+	// first, and then the part of SlowStart that is over. 0: all of it at once.
 	SlowStart time.Duration
 
 	// HealthCheck asks the upstreams how they are.
 	HealthCheck HealthCheck
 	// Ejection leaves out upstreams that accept connections but do not answer.
 	Ejection Ejection
-	// PanicThreshold is the share of the weight, 0 to 1, below which health checks and ejections are not believed, so that few
-	// upstreams need not carry the load of all. Failed connects count all the same. 0: only when none is left.
+	// PanicThreshold is the share of the weight, 0 to 1, below which health checks and ejections are not believed, so
+	// that few upstreams need not carry the load of all. Failed connects count all the same. 0: only when none is
+	// left.
 	PanicThreshold float64
 	// BodyIdleTimeout is how long an upstream may send no more of an answer that it has begun, or read no more of a
 	// request. Event streams and WebSockets may be silent for longer. Default 60 s.
 	BodyIdleTimeout time.Duration
-	// MaxQueued is how many requests may wait for a place at an upstream that has MaxRequests, and as many for a place at any. More
-	// are answered 503. Default 1000; -1: none may wait.
+	// MaxQueued is how many requests may wait for a place at an upstream that has MaxRequests, and as many for a place
+	// at any. More are answered 503. Default 1000; -1: none may wait.
 	MaxQueued int
 	// QueueTimeout is how long a request may wait there; then it is answered 503. Default 5 s.
 	QueueTimeout time.Duration
 
-	// ResolveEvery is how often the names of upstreams with Resolve are looked up, from nine tenths to eleven tenths at random.
-	// A look-up that fails changes nothing. Default 30 s.
+	// ResolveEvery is how often the names of upstreams with Resolve are looked up, from nine tenths to eleven tenths
+	// at random. A look-up that fails changes nothing. Default 30 s.
 	ResolveEvery time.Duration
 	// Resolver looks them up. Nil: net.DefaultResolver.
 	Resolver Resolver
@@ -212,9 +226,7 @@ func (c Config) withDefaults() Config {
 	if c.ZoneMinimum == 0 {
 		c.ZoneMinimum = 0.5
 	}
-	if c.MaxHeaderBytes == 0 {
-		c.MaxHeaderBytes = 64 << 10
-	}
+	c.withLimitDefaults()
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: c.DialTimeout}).DialContext
 	}
@@ -286,9 +298,6 @@ func (c Config) Validate() error {
 			bad("%s %v is negative", t.name, t.d)
 		}
 	}
-	if c.MaxHeaderBytes < 0 {
-		bad("max header bytes %d is negative", c.MaxHeaderBytes)
-	}
 	c.validateBalance(bad)
 	c.validateResolve(bad)
 	c.HealthCheck.validate(bad)
@@ -301,6 +310,7 @@ func (c Config) Validate() error {
 		bad("body idle timeout %v is negative", c.BodyIdleTimeout)
 	}
 	c.validateClients(bad)
+	c.validateLimits(bad)
 	return errors.Join(errs...)
 }
 

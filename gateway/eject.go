@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// Ejection leaves out an upstream that accepts connections but does not answer, or answers badly. The zero value ejects.
+// Ejection leaves out an upstream that accepts connections but does not answer, or answers badly. The zero value
+// ejects.
 //
-// One that sent nothing at all while a request waited for the whole of its deadline is ejected at once; one that answers others meanwhile
-// was only slow. Broken connections and answers that are not HTTP count, and so do Statuses; any other answer ends the row. A client's own
-// failure never counts.
+// One that sent nothing at all while a request waited for the whole of its deadline is ejected at once; one that
+// answers others meanwhile was only slow. Broken connections and answers that are not HTTP count, and so do Statuses;
+// any other answer ends the row. A client's own failure never counts.
 type Ejection struct {
 	// Disable ejects none.
 	Disable bool

@@ -29,20 +29,21 @@ var (
 
 // exchange is one request and what becomes of it.
 type exchange struct {
-	gateway  *Gateway
-	in       *http.Request
-	writer   http.ResponseWriter
-	origin   origin
-	cancel   context.CancelFunc
-	unwatch  func() bool // undoes server.watch, or nil
-	began    time.Time
-	table    *table    // of when the request came
-	served   *upstream // that answered
-	holds    *upstream // that counts this request among those it has now
-	body     *replay   // of the request, or nil
-	duplex   bool      // the answer begins while the client is still sending, over HTTP/1
-	attempts int
-	status   int
+	gateway    *Gateway
+	in         *http.Request
+	writer     clientWriter
+	origin     origin
+	cancel     context.CancelFunc
+	unwatch    func() bool // undoes server.watch, or nil
+	began      time.Time
+	table      *table      // of when the request came
+	served     *upstream   // that answered
+	holds      *upstream   // that counts this request among those it has now
+	body       *replay     // of the request, or nil
+	clientBody *clientBody // what body reads from, or nil
+	duplex     bool        // the answer begins while the client is still sending, over HTTP/1
+	attempts   int
+	status     int
 
 	attempt attempt
 	known   known // what the affinity found out about the client
@@ -115,8 +116,8 @@ func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		a := &x.attempt
 		switch {
-		case misframed(x.in):
-			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
+		case x.clientFault() != nil:
+			return nil, fmt.Errorf("%w: %w", x.clientFault(), err)
 		case ctx.Err() != nil:
 			return nil, x.orGone(ctx, err)
 		case body.clientError() != nil || !a.asked:

@@ -3,8 +3,8 @@
 //
 // An upstream that refuses a connection is left at once, in the same request, and the client's affinity cookie is
 // rewritten in the answer. A request that may have reached an upstream is repeated only if its method is
-// idempotent and its body can be sent again. There are no health checks yet: the requests themselves find out.
-// docs/gateway.md has the tables.
+// idempotent and its body can be sent again. One that accepts connections but does not answer is left, too, after one
+// request has paid for it; health checks find out before. docs/gateway.md has the tables.
 //
 //	g, err := gateway.New(gateway.Config{
 //		Upstreams: []gateway.Upstream{{ID: "a", URL: "http://10.0.0.1:3000"}, {ID: "b", URL: "http://10.0.0.2:3000"}},
@@ -26,7 +26,6 @@ import (
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,7 +35,7 @@ import (
 
 // Gateway is the reverse proxy, an http.Handler. Run serves it with timeouts and a graceful end.
 type Gateway struct {
-	config Config
+	config Config // of New; what Reload may change is in the table
 	table  atomic.Pointer[table]
 	proxy  *httputil.ReverseProxy
 	queue  queue
@@ -53,6 +52,9 @@ type Gateway struct {
 	listening map[net.Listener]bool
 
 	requests, unavailable, failed, rejected atomic.Uint64
+
+	seats      seats
+	rejections rejections
 }
 
 // New returns a Gateway, or everything that is wrong with c. It connects to nothing.
@@ -60,12 +62,8 @@ func New(c Config) (*Gateway, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	c = c.withDefaults()
-	c.SessionCookies = slices.Clone(c.SessionCookies)
-	c.Upstreams = slices.Clone(c.Upstreams)
-	c.Key = slices.Clone(c.Key)
-	c.SignatureKey = slices.Clone(c.SignatureKey)
-	g := &Gateway{config: c, hop: []string{rand.Text()}}
+	c = c.withDefaults().clone()
+	g := &Gateway{config: c, hop: []string{rand.Text()}, seats: seats{total: c.MaxConnections, perClient: c.MaxConnectionsPerClient}}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -105,9 +103,12 @@ func newTransport(c *Config, l *live, name string) *http.Transport {
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
-	x := &exchange{gateway: g, in: r, writer: w, began: time.Now(), table: g.table.Load()}
+	x := &exchange{gateway: g, in: r, began: time.Now(), table: g.table.Load()}
+	x.writer = clientWriter{ResponseWriter: w, timeout: g.config.WriteTimeout, http2: r.ProtoMajor == 2}
+	w = &x.writer
 	defer g.over(x)
-	status, why := refuse(r)
+	defer x.writer.end()
+	status, why := g.refuse(r, &x.table.config)
 	if status == 0 && g.beenHere(r) {
 		status, why = http.StatusLoopDetected, "This request has been here before: the address of a server behind this gateway leads back to the gateway."
 		w.Header()[hopHeader] = g.hop
@@ -122,7 +123,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
-	x.origin = g.config.originOf(r)
+	x.origin = x.table.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	if s := serverOf(ctx); s != nil {
@@ -131,6 +132,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r = r.WithContext(ctx)
 	x.in = r
+	if r.Body != nil && r.Body != http.NoBody {
+		x.clientBody = x.table.config.newClientBody(w, r)
+		r.Body = x.clientBody
+		defer x.clientBody.end()
+	}
 	g.proxy.ServeHTTP(w, r)
 	if x.duplex {
 		// Or http.Server reads the rest when it no longer expects to, and panics (golang.org/issue/68560). The client
@@ -140,13 +146,19 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuse says which requests are not for a reverse proxy: CONNECT, and targets other than a path or an http URL.
-func refuse(r *http.Request) (status int, why string) {
+// refuse says which requests are not for a reverse proxy, and which are beyond the limits.
+func (g *Gateway) refuse(r *http.Request, c *Config) (status int, why string) {
 	switch {
 	case r.Method == http.MethodConnect:
 		return http.StatusNotImplemented, "CONNECT is not supported."
 	case r.URL.Opaque != "" || r.URL.User != nil || !strings.HasPrefix(r.URL.Path, "/") && r.URL.Host == "":
 		return http.StatusBadRequest, "The request target is not a path."
+	case c.tooLargeHeader(r):
+		g.rejections.headers.Add(1)
+		return http.StatusRequestHeaderFieldsTooLarge, "The request has too large a header, or too many headers or cookies. Deleting this site's cookies may help."
+	case c.MaxBodyBytes > 0 && r.ContentLength > c.MaxBodyBytes:
+		g.rejections.body.Add(1)
+		return http.StatusRequestEntityTooLarge, "The request is too large."
 	}
 	return 0, ""
 }
@@ -162,7 +174,7 @@ func (g *Gateway) answer(res *http.Response) error {
 	}
 	if x.in.ProtoMajor == 1 && x.body.streaming() {
 		// By default http.Server takes up to 256 KiB of the body away before it writes a header.
-		x.duplex = http.NewResponseController(x.writer).EnableFullDuplex() == nil
+		x.duplex = http.NewResponseController(&x.writer).EnableFullDuplex() == nil
 	}
 	x.table.affinity.answered(x.in, x.served, res)
 	if endless(res) && res.StatusCode != http.StatusSwitchingProtocols {
@@ -184,6 +196,15 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, errClientGone):
 		x.status = 499 // nobody reads it; known from nginx
+	case errors.Is(err, errBodyTooLarge):
+		g.rejected.Add(1)
+		g.rejections.body.Add(1)
+		x.status, why = http.StatusRequestEntityTooLarge, "The request is too large."
+	case errors.Is(err, errBodyTooSlow):
+		g.rejected.Add(1)
+		g.rejections.slow.Add(1)
+		x.status, why = http.StatusRequestTimeout, "The request came too slowly."
+		w.Header().Set("Connection", "close")
 	case errors.Is(err, errBadRequest):
 		if !misframed(x.in) { // which was counted
 			g.rejected.Add(1)
@@ -305,15 +326,18 @@ type Stats struct {
 	// Requests counts all; Unavailable those answered 503 because no upstream could be reached, Failed those
 	// answered 502 or 504, Rejected those answered 4xx by the gateway itself.
 	Requests, Unavailable, Failed, Rejected uint64
-	Upstreams                               []UpstreamStats
-	Learned                                 LearnedStats
+	// Rejections are by why, those of connections included, which are not in Rejected.
+	Rejections Rejections
+	Upstreams  []UpstreamStats
+	Learned    LearnedStats
 }
 
 // Stats returns the counters.
 func (g *Gateway) Stats() Stats {
 	return Stats{
 		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
-		Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
+		Rejections: g.rejections.stats(),
+		Upstreams:  g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
 	}
 }
 

@@ -34,11 +34,11 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
 	// the parameters, the application must see no other than we do.
-	if g.config.SessionParameter == "" {
+	if g.settings().SessionParameter == "" {
 		p.Out.URL.RawQuery = p.In.URL.RawQuery
 	}
-	if id, ok := g.sessionID(p.Out); ok && len(g.config.SignatureKey) > 0 {
-		signed.Sign(h, g.config.SignatureKey, id, p.Out.Method, p.Out.Host, time.Now())
+	if id, ok := g.sessionID(p.Out); ok && len(g.settings().SignatureKey) > 0 {
+		signed.Sign(h, g.settings().SignatureKey, id, p.Out.Method, p.Out.Host, time.Now())
 	} else if ok {
 		h.Set(signed.HeaderID, id.Hex())
 	}
@@ -79,7 +79,7 @@ func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 			return token, n
 		}
 	}
-	if name := g.config.SessionHeader; name != "" {
+	if name := g.settings().SessionHeader; name != "" {
 		for _, v := range r.Header.Values(name) {
 			count(v)
 		}
@@ -87,7 +87,7 @@ func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 			return token, n
 		}
 	}
-	if name := g.config.SessionParameter; name != "" {
+	if name := g.settings().SessionParameter; name != "" {
 		for part := range strings.SplitSeq(r.URL.RawQuery, "&") {
 			key, v, _ := strings.Cut(part, "=")
 			if key, err := url.QueryUnescape(key); err == nil && key == name {

@@ -18,8 +18,8 @@ import (
 
 // HealthCheck asks every upstream how it is, while Run runs. The zero value asks none: the requests find out.
 //
-// With or without it, Run tries an upstream that was left out: by the check if there is one, else by a connect, or by OPTIONS * (any
-// answer will do) where connects succeed but requests got no answer.
+// With or without it, Run tries an upstream that was left out: by the check if there is one, else by a connect, or by
+// OPTIONS * (any answer will do) where connects succeed but requests got no answer.
 type HealthCheck struct {
 	// Path is what to GET, such as /healthz. The answer must come within Timeout, redirects are not followed.
 	Path string

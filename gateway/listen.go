@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/gateway/internal/framing"
@@ -26,6 +28,8 @@ type front struct {
 	ctx     context.Context // ends with Close
 	close   context.CancelFunc
 	workers sync.WaitGroup
+
+	turnedAway atomic.Int32
 }
 
 type accepted struct {
@@ -93,17 +97,32 @@ func (f *front) prepare(socket net.Conn) {
 	stop := context.AfterFunc(f.ctx, func() { _ = socket.Close() })
 	defer stop()
 	g := f.g
-	c := &clientConn{
-		Conn: socket, socket: socket, remote: socket.RemoteAddr(), release: func() {}, timeout: g.config.WriteTimeout, clock: clock{f.began},
+	c := &clientConn{Conn: socket, socket: socket, remote: socket.RemoteAddr(), timeout: g.config.WriteTimeout, clock: clock{f.began}}
+	if !g.seats.take() {
+		g.rejections.connections.Add(1)
+		f.turnAway(socket, "503 Service Unavailable", "Too many connections. Please try again later.")
+		return
 	}
-	peer, _ := netip.ParseAddrPort(c.remote.String())
-	if g.config.ProxyProtocol && g.config.trustedAddr(peer.Addr().Unmap()) {
+	var counted netip.Addr // for which a seat is taken, too
+	c.release = func() { g.seats.leave(counted) }
+	addr := addrOf(c.remote)
+	if g.config.ProxyProtocol && g.settings().trustedAddr(addr) {
 		var err error
 		if c.Conn, c.remote, err = g.readProxyHeader(socket); err != nil {
-			g.config.Logger.Debug("no PROXY header from a trusted proxy", "proxy", peer.Addr().String(), "err", err)
+			g.config.Logger.Debug("no PROXY header from a trusted proxy", "proxy", addr.String(), "err", err)
 			_ = c.Close()
 			return
 		}
+		addr = addrOf(c.remote)
+	}
+	if g.seats.perClient > 0 && addr.IsValid() && !g.settings().trustedAddr(addr) {
+		if !g.seats.takeFor(countedAs(addr)) {
+			g.rejections.perClient.Add(1)
+			c.once.Do(c.release)
+			f.turnAway(socket, "429 Too Many Requests", "Too many connections from this address. Please close some.")
+			return
+		}
+		counted = countedAs(addr)
 	}
 	if f.tls == nil {
 		f.hand(accepted{conn: framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming)})
@@ -126,6 +145,38 @@ func (f *front) prepare(socket net.Conn) {
 		return
 	}
 	f.hand(accepted{conn: framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming)})
+}
+
+// maxTurnedAway bounds how many connections that were turned away are kept for a second, for their clients to read why.
+const maxTurnedAway = 64
+
+// turnAway ends a connection that there is no place for. Without TLS, its client is told why.
+func (f *front) turnAway(c net.Conn, status, why string) {
+	if f.tls != nil || f.turnedAway.Add(1) > maxTurnedAway {
+		if f.tls == nil {
+			f.turnedAway.Add(-1)
+		}
+		_ = c.Close()
+		return
+	}
+	f.workers.Go(func() {
+		defer f.turnedAway.Add(-1)
+		defer c.Close()
+		stop := context.AfterFunc(f.ctx, func() { _ = c.Close() })
+		defer stop()
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 %s\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 10\r\nConnection: close\r\n\r\n%s\n", status, why)
+		if cw, ok := c.(interface{ CloseWrite() error }); ok {
+			_ = cw.CloseWrite()
+		}
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, 64<<10)) // closing before would drop the answer
+	})
+}
+
+// addrOf returns the address in a, or the zero Addr if it is none of IP.
+func addrOf(a net.Addr) netip.Addr {
+	p, _ := netip.ParseAddrPort(a.String())
+	return p.Addr().Unmap().WithZone("")
 }
 
 // guard is what a request needs to know of the connection that it came by.
@@ -154,5 +205,6 @@ func looksLikeHTTP(first [5]byte) bool {
 // refusedFraming notes a message that was refused before it became a request.
 func (g *Gateway) refusedFraming(err error) {
 	g.rejected.Add(1)
+	g.rejections.framing.Add(1)
 	g.config.Logger.Debug("request refused", "err", err)
 }

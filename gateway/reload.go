@@ -16,8 +16,8 @@ import (
 // wrong with c it says so and the running configuration stays.
 //
 // An upstream that keeps its ID and URL keeps its connections and its state, drain and maintenance included. One that
-// is not in c gets no new requests, and its last ones are cut off after DrainTimeout: drain it before where that is not enough. Upstreams
-// and weights that were set by SetUpstream, RemoveUpstream and SetWeight are forgotten.
+// is not in c gets no new requests, and its last ones are cut off after DrainTimeout: drain it before where that is
+// not enough. Upstreams and weights that were set by SetUpstream, RemoveUpstream and SetWeight are forgotten.
 //
 // TLS, Dial, OnRequest and Logger stay as they are. What else cannot change while the gateway runs is an error if it
 // does.
@@ -25,10 +25,7 @@ func (g *Gateway) Reload(c Config) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	c = c.withDefaults()
-	c.SessionCookies = slices.Clone(c.SessionCookies)
-	c.Upstreams = slices.Clone(c.Upstreams)
-	c.Key = slices.Clone(c.Key)
+	c = c.withDefaults().clone()
 	if err := g.fixed(c); err != nil {
 		return err
 	}
@@ -46,6 +43,19 @@ func (g *Gateway) Reload(c Config) error {
 	return nil
 }
 
+// settings returns the configuration of the moment. A request has that of its table.
+func (g *Gateway) settings() *Config { return &g.table.Load().config }
+
+// clone copies what a caller could change under the gateway.
+func (c Config) clone() Config {
+	c.Upstreams = slices.Clone(c.Upstreams)
+	c.Key, c.SignatureKey = slices.Clone(c.Key), slices.Clone(c.SignatureKey)
+	c.SessionCookies = slices.Clone(c.SessionCookies)
+	c.TrustedProxies = slices.Clone(c.TrustedProxies)
+	c.Ejection.Statuses = slices.Clone(c.Ejection.Statuses)
+	return c
+}
+
 // fixed reports what of c would have to be another http.Server.
 func (g *Gateway) fixed(c Config) error {
 	var errs []error
@@ -55,7 +65,11 @@ func (g *Gateway) fixed(c Config) error {
 	}{
 		{"read header timeout", g.config.ReadHeaderTimeout, c.ReadHeaderTimeout},
 		{"idle timeout", g.config.IdleTimeout, c.IdleTimeout},
+		{"write timeout", g.config.WriteTimeout, c.WriteTimeout},
 		{"max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
+		{"max connections", g.config.MaxConnections, c.MaxConnections},
+		{"max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
+		{"PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
 	} {
 		if f.was != f.now {
 			errs = append(errs, fmt.Errorf("gateway: %s changes from %v to %v: restart the gateway for that", f.name, f.was, f.now))

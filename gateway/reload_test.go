@@ -468,3 +468,29 @@ func TestRestartKeepsAffinity(t *testing.T) {
 		}
 	}
 }
+
+// A Reload changes also what of a request is looked at.
+func TestReloadSettings(t *testing.T) {
+	c := gateway.Config{}
+	inBubble(t, 1, c, false, func(t *testing.T, b *bubble) {
+		var got http.Header
+		b.app("a").set(func() {
+			b.app("a").handler = func(_ http.ResponseWriter, r *http.Request) { got = r.Header }
+		})
+		token := strings.Repeat("A", 43)
+		b.send("GET", "Session-Token", token)
+		synctest.Wait()
+		if got.Get("X-Session-Id") != "" {
+			t.Error("ID from a header that is not configured")
+		}
+		c.Upstreams, c.SessionHeader, c.SignatureKey = weighted(1), "Session-Token", testKey
+		if err := b.Reload(c); err != nil {
+			t.Fatal(err)
+		}
+		b.send("GET", "Session-Token", token)
+		synctest.Wait()
+		if got.Get("X-Session-Id") != idOf(token) || got.Get("X-Session-Signature") == "" {
+			t.Errorf("after the reload: %v", got)
+		}
+	})
+}

@@ -34,6 +34,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: g.config.ReadHeaderTimeout,
 		IdleTimeout:       g.config.IdleTimeout,
 		MaxHeaderBytes:    g.serverHeaderBytes(),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if guarded, ok := c.(guard); ok {
 				ctx = context.WithValue(ctx, guardKey{}, guarded)
@@ -58,7 +59,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	drainNow()
-	drain, cancel := context.WithTimeout(base, g.config.DrainTimeout)
+	drain, cancel := context.WithTimeout(base, g.settings().DrainTimeout)
 	defer cancel()
 	late := srv.Shutdown(drain)
 	cutOff()
@@ -70,10 +71,13 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	}
 	<-served
 	if late != nil {
-		return fmt.Errorf("gateway: requests were cut off: not finished %v after the end", g.config.DrainTimeout)
+		return fmt.Errorf("gateway: requests were cut off: not finished %v after the end", g.settings().DrainTimeout)
 	}
 	return nil
 }
+
+// maxStreams bounds the requests at once on one connection of HTTP/2: more than any browser makes.
+const maxStreams = 128
 
 // serverTLS returns the configuration of the clients' side, with HTTP/2 and HTTP/1.1 to choose from, or nil.
 func serverTLS(c *tls.Config) *tls.Config {
@@ -86,9 +90,6 @@ func serverTLS(c *tls.Config) *tls.Config {
 	}
 	return c
 }
-
-// serverHeaderBytes is what http.Server may read of a header.
-func (g *Gateway) serverHeaderBytes() int { return g.config.MaxHeaderBytes }
 
 // server is one Run.
 type server struct {

@@ -110,8 +110,8 @@ func (c *choice) preferable(u *upstream) bool {
 	return m == ready && u.room() && (!c.bounded || c.light(u))
 }
 
-// light reports whether u may take one more request under the bound on load: no more than
-// ⌈LoadFactor × (requests in flight + 1) × its share of the weight⌉, of the upstreams that are up (consistent hashing with bounded loads,
+// light reports whether u may take one more request under the bound on load: no more than ⌈LoadFactor × (requests in
+// flight + 1) × its share of the weight⌉, of the upstreams that are up (consistent hashing with bounded loads,
 // Mirrokni, Thorup, Zadimoghaddam 2016). There is always one that may.
 func (c *choice) light(u *upstream) bool {
 	if c.config.LoadFactor == 0 || c.weights == 0 {
@@ -126,10 +126,11 @@ func bound(factor float64, requests int64, weight, weights int) int64 {
 }
 
 // pick returns the upstream that r is to be sent to next, or nil when all have been tried: the one of the client's
-// affinity if it is up, else one of those that are up by the policy of Config.Balance. When none is left, one that drains, and then
-// one that is down: a request is never refused because of what the gateway believes. An upstream in maintenance gets none.
+// affinity if it is up, else one of those that are up by the policy of Config.Balance. When none is left, one that
+// drains, and then one that is down: a request is never refused because of what the gateway believes. An upstream in
+// maintenance gets none.
 //
-// It returns the same upstream as wait if the request has to wait for that one, and any upstream as wait if for one of several.
+// If the request has to wait, it is for u, or for any of several of which u is one.
 func (t *table) pick(r *http.Request, tried []*live, say *steps) (u *upstream, wait waitFor) {
 	c := t.choose(tried, say)
 	if home := t.affinity.prefer(r, c.preferable, say); home != nil {

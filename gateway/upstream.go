@@ -126,6 +126,9 @@ func (l *live) unprobeable() bool {
 	return l.tries.Load() > maxProbes && reason(l.why.Load()) != refused
 }
 
+// takesNew reports whether clients that do not belong to l may go there.
+func (l *live) takesNew() bool { return mode(l.mode.Load()) == ready }
+
 // reachable reports whether l can be connected as far as is known, well or not.
 func (l *live) reachable() bool {
 	if l.out.Load() == 0 {

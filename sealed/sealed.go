@@ -71,7 +71,7 @@ type Report struct {
 	Seen     time.Time `json:"seen,omitzero"`
 	Expires  time.Time `json:"expires,omitzero"`
 	Fields   []Field   `json:"fields,omitempty"`
-	// Refused is "" or the cause: "tampered", "foreign", "retired key" or "expired".
+	// Refused is "" or the cause: "tampered", "foreign", "retired key" or "expired"; "incomplete" if several cookies are no token.
 	Refused string `json:"refused,omitempty"`
 	// Why says more about Refused, and what to do.
 	Why string `json:"why,omitempty"`

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -23,15 +26,15 @@ type cookieCmd struct {
 }
 
 type inspectCmd struct {
-	Value       string `arg:"" help:"The cookie's value or the token, or - to read it from standard input."`
-	Keys        string `help:"The key ring's URL, such as file:/etc/app/keys. Without it, only what everybody can read is shown." placeholder:"URL"`
-	Application string `help:"The application that a cookie was made for."`
-	Purpose     string `help:"The purpose that a cookie was made for." default:"session"`
-	Issuer      string `help:"The issuer that a JWT must have (default: the one it has)."`
-	Audience    string `help:"The audience that a JWT must have (default: the one it has)."`
-	Name        string `help:"The name of the cookie that it came in." default:"__Host-Http-session"`
-	Header      bool   `help:"It came in a header, not in a cookie."`
-	Tenant      string `help:"The tenant that it is for."`
+	Value       []string `arg:"" help:"The cookie's value or the token; the values of several cookies, in order; the lines of a Cookie or Set-Cookie header; or - to read these from standard input, a line each."`
+	Keys        string   `help:"The key ring's URL, such as file:/etc/app/keys. Without it, only what everybody can read is shown." placeholder:"URL"`
+	Application string   `help:"The application that a cookie was made for."`
+	Purpose     string   `help:"The purpose that a cookie was made for." default:"session"`
+	Issuer      string   `help:"The issuer that a JWT must have (default: the one it has)."`
+	Audience    string   `help:"The audience that a JWT must have (default: the one it has)."`
+	Name        string   `help:"The name of the cookie that it came in." default:"__Host-Http-session"`
+	Header      bool     `help:"It came in a header, not in a cookie."`
+	Tenant      string   `help:"The tenant that it is for."`
 	output
 }
 
@@ -56,16 +59,13 @@ func (c inspectCmd) binding() string {
 }
 
 func (c inspectCmd) Run(ctx context.Context) error {
-	value := c.Value
-	if value == "-" {
-		b, err := io.ReadAll(io.LimitReader(os.Stdin, sealed.LimitBytes+1))
-		if err != nil {
-			return fmt.Errorf("cookie inspect: standard input: %w", err)
-		}
-		value = strings.TrimSpace(string(b))
+	given, err := c.given(os.Stdin)
+	if err != nil {
+		return fmt.Errorf("cookie inspect: %w", err)
 	}
-	if value == "" {
-		return fmt.Errorf("cookie inspect: %w: the value is empty", errUsage)
+	value, notOne := c.join(given)
+	if errors.Is(notOne, errUsage) {
+		return fmt.Errorf("cookie inspect: %w", notOne)
 	}
 	var keys *keyring.Ring
 	if c.Keys != "" {
@@ -76,8 +76,9 @@ func (c inspectCmd) Run(ctx context.Context) error {
 		defer keys.Close()
 	}
 	var r sealed.Report
-	var err error
-	if strings.Contains(value, ".") { // which a cookie's envelope never has
+	if notOne != nil {
+		r = sealed.Report{Kind: "cookie", Refused: "incomplete", Why: notOne.Error()}
+	} else if strings.Contains(value, ".") { // which a cookie's envelope never has
 		r, err = jwt.Inspect(keys, jwt.Config{Issuer: c.Issuer, Audience: c.Audience}, c.binding(), value)
 	} else {
 		r, err = cookie.Inspect(keys, cookie.Config{Application: c.Application, Purpose: c.Purpose}, c.binding(), value)
@@ -94,6 +95,81 @@ func (c inspectCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("cookie inspect: it would be refused: %s", r.Why)
 	}
 	return err
+}
+
+// given returns what the command line or standard input has, without the white space around.
+func (c inspectCmd) given(stdin io.Reader) ([]string, error) {
+	given := c.Value
+	if len(given) == 1 && given[0] == "-" {
+		b, err := io.ReadAll(io.LimitReader(stdin, maxInspect+1))
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("standard input: %w", err)
+		case len(b) > maxInspect:
+			return nil, fmt.Errorf("standard input: %w: more than %d bytes", errUsage, maxInspect)
+		}
+		given = strings.Split(string(b), "\n")
+	}
+	var values []string
+	for _, v := range given {
+		if v = strings.TrimSpace(v); v != "" {
+			values = append(values, v)
+		}
+	}
+	if len(values) == 0 {
+		return nil, fmt.Errorf("%w: the value is empty", errUsage)
+	}
+	return values, nil
+}
+
+// maxInspect is more than any token with the names of its cookies.
+const maxInspect = 2 * sealed.LimitBytes
+
+// furtherPart is what the cookies but the first of a token in several begin with.
+var furtherPart = regexp.MustCompile(`^[A-Z2-7]{8}\.[^.]*$`)
+
+// join returns the token in what was given. An error that is not errUsage says why the cookies are not one token.
+func (c inspectCmd) join(given []string) (string, error) {
+	var lines, values []string
+	sent := make(map[string]string) // by Set-Cookie; of two of a name, browsers keep the later
+	for _, line := range given {
+		header, rest, named := strings.Cut(line, ":")
+		switch {
+		case named && strings.EqualFold(header, "Cookie"):
+			lines = append(lines, rest)
+		case named && strings.EqualFold(header, "Set-Cookie"):
+			pair, _, _ := strings.Cut(rest, ";")
+			if name, v, ok := strings.Cut(strings.TrimSpace(pair), "="); ok {
+				sent[name] = v
+			}
+		case named:
+			return "", fmt.Errorf("%w: a line of another header than Cookie and Set-Cookie; of Authorization give what follows Bearer", errUsage)
+		case strings.Contains(line, "="): // which no value has
+			lines = append(lines, line)
+		default:
+			values = append(values, line)
+		}
+	}
+	for name, v := range sent {
+		if v != "" { // otherwise the cookie is dropped
+			lines = append(lines, name+"="+v)
+		}
+	}
+	first := slices.IndexFunc(values, func(v string) bool { return strings.HasPrefix(v, "~") })
+	switch {
+	case first > 0:
+		values = slices.Insert(slices.Delete(slices.Clone(values), first, first+1), 0, values[first])
+	case first < 0 && (len(values) > 1 || len(values) == 1 && furtherPart.MatchString(values[0])):
+		return "", fmt.Errorf("the first part of a token in several cookies is missing: that of cookie %s, which begins with ~", c.Name)
+	}
+	for k, v := range values {
+		lines = append(lines, sessions.ChunkName(c.Name, k)+"="+v)
+	}
+	token, err := sessions.JoinToken(c.Name, lines)
+	if errors.Is(err, sessions.ErrNotFound) {
+		return "", fmt.Errorf("%w: no cookie %s among those given: say with --name how it is called", errUsage, c.Name)
+	}
+	return token, err
 }
 
 func printSealed(r sealed.Report, keyed bool, now time.Time) error {

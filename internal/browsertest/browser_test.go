@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +31,10 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if runtime.GOMAXPROCS(0) < 4 { // tests wait for the browser, or for a session to end, much of the time
+		_ = flag.Set("test.parallel", "4") // the flag exists
+	}
 	code := m.Run()
 	if shared.cancel != nil {
 		shared.cancel()

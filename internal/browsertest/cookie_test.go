@@ -27,6 +27,7 @@ func wantUser(b *tab, base, user string) {
 // TestDefaultCookie: Chromium takes the cookie with its prefix over TLS, sends it back, shows it to no script and lets
 // none replace it.
 func TestDefaultCookie(t *testing.T) {
+	t.Parallel()
 	f := startFleet(t, setup{})
 	for _, base := range []string{f.base, f.at("localhost"), f.at("127.0.0.1")} {
 		t.Run(base, func(t *testing.T) {
@@ -52,6 +53,7 @@ func TestDefaultCookie(t *testing.T) {
 // TestPlainLocalhost: over plain http on a loopback address the cookie comes back, without prefix where that was asked
 // for.
 func TestPlainLocalhost(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		setup  setup
@@ -79,6 +81,7 @@ func TestPlainLocalhost(t *testing.T) {
 
 // TestSubdomains: a cookie with a Domain is shared by subdomains, in both directions, and the default one is not.
 func TestSubdomains(t *testing.T) {
+	t.Parallel()
 	t.Run("shared", func(t *testing.T) {
 		f := startFleet(t, setup{config: holdfast.Config{Cookie: holdfast.Cookie{Domain: "holdfast.test"}}})
 		b := newTab(t)
@@ -109,6 +112,7 @@ func TestSubdomains(t *testing.T) {
 // TestTossedCookie: a page of another subdomain sets a cookie of the session's name for all of them (attack 21). It is
 // never served as a session, and nobody is locked out: at the latest when they log in a second time, all is well.
 func TestTossedCookie(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		cookie holdfast.Cookie

@@ -30,6 +30,7 @@ func back(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
 // (back/forward cache) is shown as it was, whatever Clear-Site-Data says: only "no-store" prevents that, which the
 // application sets on the pages that need it.
 func TestBackAfterLogout(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name          string
 		cacheControl  string // of the private page, as the application sets it; "": not at all

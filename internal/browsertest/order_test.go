@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 )
 
 // inFlight is how many requests are under way on the old token.
@@ -121,8 +123,14 @@ func names(requests []request) (all []string) {
 
 // overStores runs a test over one memory and over files, each in a number of random orders.
 func overStores(t *testing.T, test func(t *testing.T, files bool, random int)) {
-	t.Run("memory", func(t *testing.T) { test(t, false, 50) })
-	t.Run("files", func(t *testing.T) { test(t, true, 15) })
+	t.Run("memory", func(t *testing.T) {
+		t.Parallel() // each has a fleet and browser contexts of its own, and waits
+		test(t, false, testserver.Scale(30, 500))
+	})
+	t.Run("files", func(t *testing.T) {
+		t.Parallel()
+		test(t, true, testserver.Scale(10, 100))
+	})
 }
 
 // begin makes a session with one field, and returns its token.
@@ -191,6 +199,7 @@ func wantWrites(p *play, main string, requests []request, token, before string) 
 // TestLoginInFlight: whatever the order of the answers, the browser ends up logged in, and every write that was answered
 // 200 is in the session.
 func TestLoginInFlight(t *testing.T) {
+	t.Parallel()
 	overStores(t, func(t *testing.T, files bool, random int) {
 		f := startFleet(t, setup{files: files})
 		b := newTab(t)
@@ -220,6 +229,7 @@ func TestLoginInFlight(t *testing.T) {
 // TestLogoutInFlight: whatever the order of the answers, the browser ends up logged out, without a cookie, and nothing
 // brings the session back.
 func TestLogoutInFlight(t *testing.T) {
+	t.Parallel()
 	overStores(t, func(t *testing.T, files bool, random int) {
 		f := startFleet(t, setup{files: files})
 		b := newTab(t)
@@ -245,6 +255,7 @@ func TestLogoutInFlight(t *testing.T) {
 // TestLogoutMarkerGone: as above, but the requests in flight are so late that the marker of the logout, which stays for
 // 30 seconds, is gone when they go on.
 func TestLogoutMarkerGone(t *testing.T) {
+	t.Parallel()
 	overStores(t, func(t *testing.T, files bool, _ int) {
 		f := startFleet(t, setup{files: files})
 		b := newTab(t)
@@ -297,6 +308,7 @@ func wantLoggedOut(t testing.TB, b *tab, f *fleet, token string) {
 // TestLoginLogoutLogin: a page logs in, out and in again, each as soon as it has the answer before, with requests in
 // flight on every token on the way, answered in random order until after the end.
 func TestLoginLogoutLogin(t *testing.T) {
+	t.Parallel()
 	overStores(t, func(t *testing.T, files bool, random int) {
 		f := startFleet(t, setup{files: files})
 		b := newTab(t)
@@ -357,6 +369,7 @@ func TestLoginLogoutLogin(t *testing.T) {
 // the others are refused or have nothing left to do, and the browser is in the state of the winner; repeating the last
 // one, as 409 asks for, brings what was intended last.
 func TestActionsAtOnce(t *testing.T) {
+	t.Parallel()
 	overStores(t, func(t *testing.T, files bool, random int) {
 		f := startFleet(t, setup{files: files})
 		b := newTab(t)

@@ -47,6 +47,7 @@ func writes() []request {
 // Update, which promises that this does not happen, refuses. With Config.Strict the second is refused with 409 and sends
 // no cookie, so nothing is lost, whatever the order of the answers.
 func TestSealedInFlight(t *testing.T) {
+	t.Parallel()
 	for _, strict := range []bool{false, true} {
 		t.Run(fmt.Sprintf("strict=%v", strict), func(t *testing.T) {
 			f := startSealed(t, holdfast.Config{Strict: strict})
@@ -121,6 +122,7 @@ func TestSealedInFlight(t *testing.T) {
 // TestSealedChunksInFlight: two parallel requests of which one or both take several cookies. The parts of their answers are
 // never put together: the browser has the session of the answer that came last, whole, and a logout leaves nothing.
 func TestSealedChunksInFlight(t *testing.T) {
+	t.Parallel()
 	f := startSealed(t, holdfast.Config{})
 	b := newTab(t)
 	b.open(f.base)
@@ -156,6 +158,7 @@ func TestSealedChunksInFlight(t *testing.T) {
 // the browser keeps nothing; if it is answered first, what the browser keeps is worth nothing, after the time that a server
 // may believe what it knew of the user.
 func TestSealedLogoutInFlight(t *testing.T) {
+	t.Parallel()
 	for _, strict := range []bool{false, true} {
 		t.Run(fmt.Sprintf("strict=%v", strict), func(t *testing.T) {
 			f := startSealed(t, holdfast.Config{Strict: strict})

@@ -153,6 +153,7 @@ var cookieForms = []struct {
 // TestSealedCookie: Chromium keeps a sealed session in either form of the cookie, every server reads it, and a logout on
 // one subdomain is one on the other.
 func TestSealedCookie(t *testing.T) {
+	t.Parallel()
 	for _, form := range cookieForms {
 		t.Run(form.name, func(t *testing.T) {
 			t.Parallel() // it waits
@@ -192,6 +193,7 @@ func TestSealedCookie(t *testing.T) {
 // TestSealedChunks: a session that is too large for one cookie is in several. When it shrinks, the browser keeps no more
 // of them than it takes, and after a logout none.
 func TestSealedChunks(t *testing.T) {
+	t.Parallel()
 	for _, form := range cookieForms {
 		t.Run(form.name, func(t *testing.T) {
 			f := startSealed(t, holdfast.Config{Cookie: form.config})
@@ -244,6 +246,7 @@ func TestSealedChunks(t *testing.T) {
 // TestSealedExactly4096: a session whose cookie has exactly as many bytes as browsers keep is in one, and in two if it has
 // one byte more. Both are kept.
 func TestSealedExactly4096(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name   string
 		config holdfast.Cookie

@@ -22,6 +22,7 @@ func (f *fleet) refused() (duplicate, incomplete uint64) {
 // TestTossedChunk is TestTossedCookie for the second of the cookies that a sealed session is in (attack 21), tossed by the
 // server of another subdomain.
 func TestTossedChunk(t *testing.T) {
+	t.Parallel()
 	const noPrefix, shared = "session", "__Secure-session"
 	for _, test := range []struct {
 		name   string

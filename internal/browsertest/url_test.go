@@ -201,6 +201,7 @@ func header(h network.Headers, name string) string {
 // TestURLTransport: in a browser that refuses all cookies, a session goes on through links, forms and redirects, and its
 // token reaches neither another site nor a log.
 func TestURLTransport(t *testing.T) {
+	t.Parallel()
 	other := startForeign(t)
 	f := startSite(t, other.url)
 	b := newTabWithoutCookies(t)
@@ -270,6 +271,7 @@ func TestURLTransport(t *testing.T) {
 // TestURLTransportWithCookies: where the parameter is on, a browser with cookies has no token in its addresses once it
 // has sent its first cookie.
 func TestURLTransportWithCookies(t *testing.T) {
+	t.Parallel()
 	f := startSite(t, startForeign(t).url)
 	b := newTab(t)
 	b.open(f.base + "/visit") // whether the cookie comes back is not known yet
@@ -295,6 +297,7 @@ func TestURLTransportWithCookies(t *testing.T) {
 // TestURLTransportOtherPages: a page that does not look at the session, and the gateway's own, can be opened by an
 // address with a token too. What the browser asks for from there must not tell it as the Referer, which logs keep.
 func TestURLTransportOtherPages(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ name, path string }{
 		{"page that does not use the session", "/"},
 		{"page that does not exist", "/nothing"},

@@ -5,7 +5,6 @@ package nfstest
 import (
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -399,7 +398,6 @@ func (c *client) mkdir(dir uint64, name string, set setAttrs) (attr, syscall.Err
 }
 
 func (c *client) symlink(dir uint64, name, target string, set setAttrs) (attr, syscall.Errno) {
-	target = strings.Clone(target) // FUSE's memory
 	r := c.net.call(Symlink, func() reply { return c.server.symlink(dir, name, target, set) }, name)
 	return c.settleName(dir, name, r)
 }

@@ -48,8 +48,10 @@ func (f *fuseFS) fillEntry(out *fuse.EntryOut, a attr) {
 	fill(&out.Attr, f.c.withDirty(a.ino, a))
 }
 
+// owned are the attributes of what a caller makes. The header's memory is FUSE's, and a request may outlive the call.
 func owned(header *fuse.InHeader, mode uint32) setAttrs {
-	return setAttrs{mode: &mode, uid: &header.Uid, gid: &header.Gid}
+	uid, gid := header.Uid, header.Gid
+	return setAttrs{mode: &mode, uid: &uid, gid: &gid}
 }
 
 func (f *fuseFS) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {

@@ -168,7 +168,7 @@ func (target Target) run(t testing.TB, o outage) {
 		t.Fatalf("before the fault: Save = %v", err)
 	}
 	r.l = NewLoad(t, LoadOptions{Sessions: testserver.Scale(60, 400), Workers: workers, Seed: uint64(len(o.name))}, r.s)
-	r.l.Visits(testserver.Scale(200, 5000))
+	r.l.Visits(testserver.Scale(100, 5000))
 	r.calm()
 	resume := r.l.Pause()
 	before := leaks.now()
@@ -181,7 +181,7 @@ func (target Target) run(t testing.TB, o outage) {
 	o.run(r)
 
 	r.calm()
-	r.l.Recovered(testserver.Scale(200, 2000))
+	r.l.Recovered(testserver.Scale(100, 2000))
 	resume = r.l.Pause()
 	leaks.wantNoMore(before, max(workers, r.Pool-before.connections))
 	resume()

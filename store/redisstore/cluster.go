@@ -205,7 +205,11 @@ func namedPrimaries(reply, askedAt string, known func(addr string) bool) []strin
 		}
 		addr, names, _ := strings.Cut(f[1], ",")
 		addr, _, _ = strings.Cut(addr, "@")
-		host, port := addr[:max(0, strings.LastIndexByte(addr, ':'))], addr[strings.LastIndexByte(addr, ':')+1:]
+		colon := strings.LastIndexByte(addr, ':')
+		if colon < 0 {
+			continue
+		}
+		host, port := addr[:colon], addr[colon+1:]
 		if host == "" { // it does not know its own address
 			host, _, _ = net.SplitHostPort(askedAt)
 		}

@@ -20,6 +20,9 @@ func ReadReply(reply string) (words []string, err error) {
 // SlotOf is for tests that move slots.
 var SlotOf = slotOf
 
+// NamedPrimaries returns the primaries in a reply to CLUSTER NODES.
+var NamedPrimaries = namedPrimaries
+
 // CacheBytes returns how many bytes the cache counts, and how many records it has.
 func (s *Store) CacheBytes() (bytes int64, records int) {
 	s.cache.mu.Lock()
