@@ -117,7 +117,11 @@ type Config struct {
 	// same for all gateways and applications. See package signed. Empty: not signed.
 	SignatureKey []byte
 
-	// TLS is for the clients' side of Run, HTTP/2 included. Nil: plain HTTP/1.1.
+	// Certificates are for the clients' side of Run, which is then https, HTTP/2 included. Of several, each client gets the
+	// first that is for the name it asks for. The files are read again when they change; see ReloadCertificates.
+	Certificates []CertificateFiles
+	// TLS is for more than that, such as certificates from elsewhere or from clients. Nil, and no Certificates: plain
+	// HTTP/1.1.
 	TLS *tls.Config
 	// UpstreamTLS is for upstreams with an https URL. Nil: the system's roots.
 	UpstreamTLS *tls.Config
@@ -301,7 +305,7 @@ func (c Config) Validate() error {
 			bad("SessionHeader", "session header %q: the gateway strips this name from clients' requests; use another, such as Session-Token", h)
 		}
 	}
-	if t := c.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+	if t := c.TLS; t != nil && len(c.Certificates) == 0 && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
 		bad("TLS", "TLS has no certificate")
 	}
 	for _, t := range []struct {
@@ -332,6 +336,11 @@ func (c Config) Validate() error {
 	}
 	c.validateClients(bad)
 	c.validateLimits(bad)
+	for i, f := range c.Certificates {
+		if f.CertFile == "" || f.KeyFile == "" {
+			bad("Certificates", "certificate %d: give both the file of the certificate and that of its key", i+1)
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -389,3 +389,7 @@ func (r *running) upstream(id string) gateway.UpstreamStats {
 	r.t.Fatalf("no upstream %q", id)
 	return gateway.UpstreamStats{}
 }
+
+func textLogger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
