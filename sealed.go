@@ -118,6 +118,8 @@ func (s *Session) refuse(ctx context.Context, id driver.ID, err error) {
 	case errors.Is(err, driver.ErrForeignSeal):
 		// Another server may know better: the client keeps its token, unless it logs in or out here.
 		s.foreign, n, cause = true, &c.foreign, "foreign"
+	case errors.Is(err, driver.ErrNotYetValid):
+		s.foreign, n, cause = true, &c.notYetValid, "not yet valid"
 	case errors.Is(err, driver.ErrRetiredKey):
 		n, cause = &c.retired, "retired key"
 	case errors.Is(err, driver.ErrGone):
@@ -189,7 +191,7 @@ func (m *Manager) stillValid(ctx context.Context, s *Session, id driver.ID, rec 
 func (s *Session) sealNext(ctx context.Context, changes []driver.Change) error {
 	switch {
 	case s.foreign:
-		return fmt.Errorf("%w here: the client holds a session whose key this server does not know yet; only Login and Logout take its place", ErrUnsupported)
+		return fmt.Errorf("%w here: the client holds a session that this server cannot read yet, as it does not know its key, or its clock is behind; only Login and Logout take its place", ErrUnsupported)
 	case s.readOnly:
 		return &StoreError{Op: "save", ID: s.id, Err: ErrEnded}
 	}
