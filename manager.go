@@ -277,7 +277,7 @@ type Stats struct {
 	Duplicate, Oversized                   uint64 // Cookie headers not accepted
 	Corrupt                                uint64 // stored records that could not be read
 
-	Seals                               uint64 // tokens made that hold a session
+	Seals                               uint64 // tokens sent that hold a session
 	Tampered, Foreign, Retired, Expired uint64 // sealed tokens not accepted: see driver.Sealer
 	NotYetValid                         uint64 // the same: from a server whose clock is ahead of this one's by more than is allowed
 	Incomplete                          uint64 // sealed tokens of which a cookie was missing, or was another token's
