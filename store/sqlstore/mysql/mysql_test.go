@@ -121,8 +121,12 @@ func TestShared(t *testing.T) {
 	t.Run("quotes in text", func(t *testing.T) { testsql.Quotes(t, text) })
 	t.Run("foreign bytes", func(t *testing.T) { testsql.Foreign(t, db) })
 	t.Run("sweep margin", func(t *testing.T) { testsql.SweepMargin(t, db) })
-	t.Run("elected", func(t *testing.T) { testsql.Elected(t, db) })
 	t.Run("clean-up", func(t *testing.T) { testsql.CleanUp(t, db) })
+}
+
+func TestElected(t *testing.T) {
+	t.Parallel()
+	testsql.Elected(t, database(t, testserver.MariaDB(t), ""))
 }
 
 // TestMemory is what differs for a table in memory.

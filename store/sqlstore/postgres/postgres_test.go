@@ -120,8 +120,13 @@ func TestShared(t *testing.T) {
 	t.Run("quotes unprepared", func(t *testing.T) { testsql.Quotes(t, unprepared) })
 	t.Run("foreign bytes", func(t *testing.T) { testsql.Foreign(t, db) })
 	t.Run("sweep margin", func(t *testing.T) { testsql.SweepMargin(t, db) })
-	t.Run("elected", func(t *testing.T) { testsql.Elected(t, db) })
 	t.Run("clean-up", func(t *testing.T) { testsql.CleanUp(t, db) })
+}
+
+func TestElected(t *testing.T) {
+	t.Parallel()
+	srv := testserver.Postgres(t)
+	testsql.Elected(t, database(t, srv, mustAdmin(t, srv), ""))
 }
 
 // TestTouchIsHOT proves that a touch changes no index, as long as the page has room: that is what the sweep column and
