@@ -17,8 +17,6 @@ type fuseFS struct {
 	c *client
 }
 
-type fuseServer = *fuse.Server
-
 func newFuseFS(c *client) *fuseFS { return &fuseFS{fuse.NewDefaultRawFileSystem(), c} }
 
 func (f *fuseFS) String() string { return "nfstest" }
