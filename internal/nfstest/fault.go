@@ -31,7 +31,7 @@ const (
 	Rmdir    Op = "RMDIR"
 	Rename   Op = "RENAME"
 	Link     Op = "LINK"
-	Readdir  Op = "READDIR"
+	Readdir  Op = "READDIR" // or READDIRPLUS
 	Commit   Op = "COMMIT"
 	Fsstat   Op = "FSSTAT"
 	Open     Op = "OPEN"
