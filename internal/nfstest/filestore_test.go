@@ -72,4 +72,3 @@ func TestFilestore(t *testing.T) {
 		})
 	}
 }
-
