@@ -74,6 +74,24 @@ func TestOpenDirRevalidates(t *testing.T) {
 	wantStat(t, b.path("d", "f"), 0)
 }
 
+// TestReaddirPlus: who has listed a directory knows the files in it, also when they have been replaced.
+func TestReaddirPlus(t *testing.T) {
+	s := Start(t)
+	a, b, c := s.Mount(t, ClientOptions{}), s.Mount(t, ClientOptions{}), s.Mount(t, ClientOptions{NoReaddirPlus: true})
+	mustWrite(t, a.path("f"), "old")
+	for _, c := range []*Client{b, c} {
+		wantNames(t, c.dir, "f")
+	}
+	mustWrite(t, a.path("g"), "newer")
+	must(t, os.Rename(a.path("g"), a.path("f")))
+	for c, want := range map[*Client]int64{b: 3, c: 5} {
+		if info, err := os.Stat(c.path("f")); err != nil || info.Size() != want {
+			t.Errorf("stat: %v, %v, want %d bytes", info, err, want)
+		}
+		wantText(t, c.path("f"), "newer")
+	}
+}
+
 // TestHeldDir: a directory that is held open, and opened again as ".", is not looked at.
 func TestHeldDir(t *testing.T) {
 	_, a, b := two(t, ClientOptions{})

@@ -12,7 +12,6 @@ import (
 	"net/rpc/jsonrpc"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -21,8 +20,14 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// childEnv, in the environment, makes this program the child: it has the server's options as JSON.
+// childEnv, in the environment, makes this program the child: it holds childArgs as JSON.
 const childEnv = "HOLDFAST_NFSTEST_CHILD"
+
+// childArgs are what the child is started with.
+type childArgs struct {
+	Dir     string // holds the mount points
+	Options Options
+}
 
 // fsName is the type of the mounts in /proc/self/mountinfo, their source is fsName, "-" and the child's process ID.
 const fsName = "nfstest"
@@ -30,6 +35,7 @@ const fsName = "nfstest"
 // control is what the test process can call in the child. Requests and answers are lines of JSON over two pipes.
 type control struct {
 	server *server
+	dir    string
 	all    faults
 
 	mu sync.Mutex // guards the fields below
@@ -42,6 +48,7 @@ type control struct {
 type mount struct {
 	dir    string
 	client *client
+	done   chan struct{} // closed when no call is under way any more
 }
 
 // MountArgs, FaultArgs, AdvanceArgs and ReleaseArgs are the arguments of calls to the child.
@@ -67,12 +74,12 @@ type (
 )
 
 // runChild serves the test process until that ends, then leaves nothing mounted.
-func runChild(o Options) {
+func runChild(args childArgs) {
 	// Its end is that of the test process, which is looked at; a signal to the whole group, or output that nobody reads, must
 	// not end it before it has unmounted.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	log.SetPrefix("nfstest: ")
-	c := &control{server: newServer(o), mounts: make(map[string]*mount)}
+	c := &control{server: newServer(args.Options), dir: args.Dir, mounts: make(map[string]*mount)}
 	in, out := os.NewFile(3, "requests"), os.NewFile(4, "answers")
 	go func() {
 		waitForEnd(os.Getppid())
@@ -138,8 +145,8 @@ func (c *control) end() {
 	var failed error
 	for _, m := range c.mounts {
 		failed = errors.Join(failed, m.unmount())
-		_ = os.Remove(filepath.Dir(m.dir)) // if it was the last; otherwise the test process does it
 	}
+	_ = os.Remove(c.dir) // unless it is not empty
 	if failed != nil {
 		log.Print(failed)
 		os.Exit(1)
@@ -184,9 +191,12 @@ func (c *control) Mount(args MountArgs, _ *None) error {
 	if err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
-	client.fuse = server
-	c.mounts[args.Dir] = &mount{args.Dir, client}
-	go server.Serve()
+	m := &mount{args.Dir, client, make(chan struct{})}
+	c.mounts[args.Dir] = m
+	go func() {
+		server.Serve()
+		close(m.done)
+	}()
 	return server.WaitMount()
 }
 
@@ -208,12 +218,16 @@ func (c *control) Unmount(dir string, _ *None) error {
 
 // unmount aborts all calls that wait for the file system, and takes it away from under open files.
 func (m *mount) unmount() error {
-	close(m.client.net.closed)
 	err := syscall.Unmount(m.dir, syscall.MNT_FORCE|syscall.MNT_DETACH)
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", m.dir, err)
 	}
-	m.client.net.late.Wait()
+	m.client.net.end()
+	select {
+	case <-m.done:
+	case <-time.After(10 * time.Second):
+		return fmt.Errorf("unmount %s: there are calls under way", m.dir)
+	}
 	return os.Remove(m.dir)
 }
 

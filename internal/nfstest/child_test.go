@@ -95,7 +95,11 @@ func TestSweep(t *testing.T) {
 	if state := cmd.ProcessState; state == nil || state.Success() {
 		t.Fatalf("the process was to kill itself: %v", err)
 	}
-	dir := strings.Fields(string(out))[0]
+	var dir string
+	var child int
+	_, err = fmt.Sscan(string(out), &dir, &child)
+	must(t, err)
+	eventually(t, func() bool { return !alive(child) })
 	s := Start(t)
 	wantNothing(t, dir)
 	must(t, os.WriteFile(s.Mount(t, ClientOptions{}).path("f"), nil, 0o600))

@@ -16,7 +16,6 @@ type client struct {
 	server  *server
 	net     *network
 	options ClientOptions
-	fuse    fuseServer
 
 	mu sync.Mutex // guards the fields below
 
@@ -227,7 +226,7 @@ func (c *client) release(id uint64) {
 	c.collect(n)
 	c.mu.Unlock()
 	if key != nil {
-		c.net.late.Go(func() { _ = c.remove(key.dir, key.name) }) // nobody is told
+		c.net.background(func() { _ = c.remove(key.dir, key.name) }) // nobody is told
 	}
 }
 

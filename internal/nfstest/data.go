@@ -188,6 +188,7 @@ func (c *client) list(h *handle, position int) (e entry, ok bool, errno syscall.
 		if len(entries) > 0 {
 			cookie = entries[len(entries)-1].cookie
 		}
+		generation := c.generationOf(ino)
 		r := c.net.call(Readdir, func() reply { return c.server.readdir(ino, cookie, c.options.DirEntries) }, name)
 		if _, errno := c.settle(ino, r); errno != 0 {
 			return entry{}, false, errno
@@ -195,6 +196,12 @@ func (c *client) list(h *handle, position int) (e entry, ok bool, errno syscall.
 		c.mu.Lock()
 		if h.change == 0 {
 			h.change = c.change(r.wcc[0].post)
+		}
+		if !c.options.NoReaddirPlus { // names are as good as looked up (Linux, nfs_prime_dcache)
+			for _, e := range r.entries {
+				c.learnAttr(r.seq, e.attr)
+				c.setName(h.node, e.name, e.attr.ino, r.seq, generation)
+			}
 		}
 		h.entries, h.eof = append(entries, r.entries...), r.eof
 		if r.eof {

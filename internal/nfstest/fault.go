@@ -31,7 +31,7 @@ const (
 	Rmdir    Op = "RMDIR"
 	Rename   Op = "RENAME"
 	Link     Op = "LINK"
-	Readdir  Op = "READDIR"
+	Readdir  Op = "READDIR" // or READDIRPLUS
 	Commit   Op = "COMMIT"
 	Fsstat   Op = "FSSTAT"
 	Open     Op = "OPEN"
@@ -179,8 +179,28 @@ type network struct {
 
 	mu sync.Mutex // guards the fields below
 
+	ended bool // nothing is added to late
 	held  []*held
 	calls map[Op]int
+}
+
+// background runs f until the unmount waits for it; after that it does not, and returns false.
+func (n *network) background(f func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.ended {
+		n.late.Go(f)
+	}
+	return !n.ended
+}
+
+// end has all requests fail, and waits for those that nobody waits for.
+func (n *network) end() {
+	n.mu.Lock()
+	n.ended = true
+	n.mu.Unlock()
+	close(n.closed)
+	n.late.Wait()
 }
 
 // call sends a request to the server and returns its answer. It retries for ever, as a hard mount does; on a soft mount it
@@ -194,7 +214,9 @@ func (n *network) call(op Op, do func() reply, names ...string) reply {
 		return n.exchange(op, f, do)
 	}
 	answer := make(chan reply, 1)
-	n.late.Go(func() { answer <- n.exchange(op, f, do) })
+	if !n.background(func() { answer <- n.exchange(op, f, do) }) {
+		return reply{err: syscall.EIO}
+	}
 	timeout := time.NewTimer(n.soft)
 	defer timeout.Stop()
 	select {
@@ -240,7 +262,7 @@ func (n *network) exchange(op Op, f *Fault, do func() reply) reply {
 		return send()
 	default: // Repeat
 		r := send()
-		n.late.Go(func() {
+		n.background(func() {
 			if n.wait(op, f) {
 				send()
 			}

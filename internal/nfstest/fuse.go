@@ -17,8 +17,6 @@ type fuseFS struct {
 	c *client
 }
 
-type fuseServer = *fuse.Server
-
 func newFuseFS(c *client) *fuseFS { return &fuseFS{fuse.NewDefaultRawFileSystem(), c} }
 
 func (f *fuseFS) String() string { return "nfstest" }
@@ -195,10 +193,9 @@ func (f *fuseFS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryL
 		if !ok {
 			break
 		}
-		// READDIR of NFSv3 does not tell the type.
-		de := fuse.DirEntry{Name: e.name, Ino: e.ino, Off: uint64(n + 1)}
-		if f.c.options.Version == 4 {
-			de.Mode = e.mode
+		de := fuse.DirEntry{Name: e.name, Ino: e.attr.ino, Off: uint64(n + 1)}
+		if f.c.options.Version == 4 || !f.c.options.NoReaddirPlus { // READDIR of NFSv3 does not tell the type
+			de.Mode = e.attr.mode
 		}
 		full = !out.AddDirEntry(de)
 	}

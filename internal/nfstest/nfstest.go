@@ -26,12 +26,12 @@ func Main() {
 	if text == "" {
 		return
 	}
-	var o Options
-	if err := json.Unmarshal([]byte(text), &o); err != nil {
+	var args childArgs
+	if err := json.Unmarshal([]byte(text), &args); err != nil {
 		fmt.Fprintln(os.Stderr, "nfstest: run by Start only:", err)
 		os.Exit(2)
 	}
-	runChild(o)
+	runChild(args)
 }
 
 // Server is an NFS server in memory, in a child process.
@@ -102,11 +102,11 @@ func start(tb testing.TB, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(o)
+	dir, err := os.MkdirTemp("", "nfstest-")
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "nfstest-")
+	text, err := json.Marshal(childArgs{dir, o})
 	if err != nil {
 		return nil, err
 	}

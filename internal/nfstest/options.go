@@ -18,8 +18,8 @@ type Options struct {
 
 // ClientOptions are those of mount(8) for one client; see nfs(5). The zero value is what NFSv3 mounts are by default.
 type ClientOptions struct {
-	// Version is 3 or 4. 0: 3. An NFSv4 mount opens a file by its name, tells changes apart by a counter, and is told the types
-	// of files in a list. It has no delegations here, and CLOSE is not sent.
+	// Version is 3 or 4. 0: 3. An NFSv4 mount opens a file by its name, and tells changes apart by a counter. It has no
+	// delegations here, and CLOSE is not sent.
 	Version int
 	// AcRegMin, AcRegMax, AcDirMin and AcDirMax say how long attributes of files, and of directories, are believed: the minimum
 	// after a change, then twice as long each time, up to the maximum. 0: 3, 60, 30 and 60 s. Time goes on by Advance.
@@ -30,6 +30,9 @@ type ClientOptions struct {
 	NoCTO bool
 	// LookupCache is "all", "pos" or "none". "": "all".
 	LookupCache string
+	// NoReaddirPlus has a list of a directory tell nothing of the files in it (nordirplus). Otherwise it is READDIRPLUS, and
+	// who has listed a directory believes its names for as long as if they had been looked up.
+	NoReaddirPlus bool
 	// Soft lets requests fail when there was no answer for Timeout, with EIO or, if SoftErr is true, ETIMEDOUT. The server may
 	// execute them later.
 	Soft, SoftErr bool

@@ -34,8 +34,7 @@ type wcc struct{ pre, post attr }
 type entry struct {
 	cookie uint64
 	name   string
-	ino    uint64
-	mode   uint32
+	attr   attr
 }
 
 // reply is what the server answers to a request.
@@ -499,7 +498,7 @@ func (s *server) readdir(dir, cookie uint64, n int) reply {
 	return s.inDirs(func(r *reply, d []*inode) syscall.Errno {
 		for name, ino := range d[0].names {
 			if c := nameCookie(name); c > cookie {
-				r.entries = append(r.entries, entry{c, name, ino, s.inodes[ino].mode})
+				r.entries = append(r.entries, entry{c, name, s.inodes[ino].attr})
 			}
 		}
 		slices.SortFunc(r.entries, func(a, b entry) int {
