@@ -274,6 +274,7 @@ var sharedStores = []struct {
 	options []string
 }{
 	{"file", true, func(*testing.T) string { return "" }, nil},
+	{"file-nfs", false, func(t *testing.T) string { return "file:" + filepath.Join(t.TempDir(), "sessions") }, []string{"?network=nfs"}},
 	{"redis", true, func(t *testing.T) string { return "redis://" + testserver.Redis(t).Addr }, nil},
 	{"mariadb", false, func(t *testing.T) string { return database("mysql", testserver.MariaDB(t)) }, []string{"", "?engine=memory&table=heap"}},
 	{"postgres", false, func(t *testing.T) string { return database("postgres", testserver.Postgres(t)) }, []string{"", "?unlogged=true&table=unlogged"}},

@@ -3,6 +3,7 @@
 package nfstest
 
 import (
+	"errors"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
@@ -73,3 +74,55 @@ func TestFilestore(t *testing.T) {
 	}
 }
 
+// TestFilestoreRequests counts what calls cost, in requests to the server, when the machine knows the directory and nobody
+// else writes: docs/stores/file.md says so.
+func TestFilestoreRequests(t *testing.T) {
+	for _, tt := range []struct {
+		version                                         int
+		load, absent, save, lost, touch, delete, create int
+	}{
+		{3, 4, 5, 9, 4, 5, 7, 20},
+		{4, 4, 5, 8, 4, 5, 7, 18},
+	} {
+		p := newPair(t, ClientOptions{Version: tt.version})
+		id, rec := newID(), newRecord("1")
+		must(t, p.onA.Save(t.Context(), id, rec, 0))
+		must(t, p.onA.Save(t.Context(), id, rec, rec.Revision)) // all is known
+		count := func(what string, want int, f func() error) {
+			t.Helper()
+			p.a.Calls()
+			err := f()
+			got, calls := 0, p.a.Calls()
+			for _, n := range calls {
+				got += n
+			}
+			if err != nil || got != want {
+				t.Errorf("v%d %s: %v, %d requests %v, want %d", tt.version, what, err, got, calls, want)
+			}
+		}
+		load := func() error { _, err := p.onA.Load(t.Context(), id); return err }
+		_ = load()
+		count("Load", tt.load, load)
+		absent := newID()
+		count("Load, absent", tt.absent, func() error {
+			if _, err := p.onA.Load(t.Context(), absent); !errors.Is(err, driver.ErrNotFound) {
+				return err
+			}
+			return nil
+		})
+		second := next(rec, "2")
+		count("Save", tt.save, func() error { return p.onA.Save(t.Context(), id, second, rec.Revision) })
+		count("Save, lost", tt.lost, func() error {
+			if err := p.onA.Save(t.Context(), id, second, rec.Revision); !errors.Is(err, driver.ErrConflict) {
+				return err
+			}
+			return nil
+		})
+		third := next(second, "2")
+		count("Touch", tt.touch, func() error { return p.onA.Touch(t.Context(), id, third, second.Revision) })
+		count("Delete", tt.delete, func() error { return p.onA.Delete(t.Context(), id) })
+		anew := newID()
+		anew[0] = id[0]
+		count("create", tt.create, func() error { return p.onA.Save(t.Context(), anew, rec, 0) })
+	}
+}

@@ -278,10 +278,14 @@ func storeError(op string, err error) error {
 			return err
 		}
 	}
-	if op != "load" && (errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)) {
+	if op != "load" && isReadOnly(err) {
 		return fmt.Errorf("%w: %w", driver.ErrReadOnly, withoutPath(err))
 	}
 	return driver.Unavailable(withoutPath(err))
+}
+
+func isReadOnly(err error) bool {
+	return errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)
 }
 
 // withoutPath leaves paths out of err, as they hold whole IDs.

@@ -26,15 +26,21 @@ import (
 // TestEveryCallFails lets each file-system call of each operation fail in each way. The store must say so in the
 // right words, the record must be the old or the new one, and the same operation must work afterwards.
 func TestEveryCallFails(t *testing.T) {
+	for _, network := range []filestore.Network{filestore.Refuse, filestore.NFS} {
+		t.Run("network="+string(network), func(t *testing.T) { testEveryCallFails(t, network) })
+	}
+}
+
+func testEveryCallFails(t *testing.T, network filestore.Network) {
 	errnos := []syscall.Errno{
 		syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
 		syscall.EROFS, syscall.EACCES, syscall.EPERM,
 	}
 	dir := fastDir(t)
-	plain := mustOpen(t, dir, filestore.Config{SweepEvery: -1})
+	plain := mustOpen(t, dir, filestore.Config{Network: network, SweepEvery: -1})
 	var failAt, calls int
 	var errno syscall.Errno
-	s, err := filestore.OpenStepped(t.Context(), dir, filestore.Config{}, func(call, name string) error {
+	s, err := filestore.OpenStepped(t.Context(), dir, filestore.Config{Network: network}, func(call, name string) error {
 		calls++
 		if calls == failAt {
 			return &fs.PathError{Op: call, Path: name, Err: errno}
@@ -60,6 +66,9 @@ func TestEveryCallFails(t *testing.T) {
 		{"create over expired", -time.Hour, func(id driver.ID, rec driver.Record) error {
 			return s.Save(t.Context(), id, newRecord("new", time.Hour), 0)
 		}, "new"},
+		{"Touch", time.Hour, func(id driver.ID, rec driver.Record) error {
+			return s.Touch(t.Context(), id, next(rec, "old"), rec.Revision)
+		}, "old"},
 		{"Delete", time.Hour, func(id driver.ID, rec driver.Record) error { return s.Delete(t.Context(), id) }, ""},
 	}
 	for _, o := range operations {
@@ -99,7 +108,7 @@ func TestEveryCallFails(t *testing.T) {
 					calls = failAt // the rest succeeds
 					if after == before && o.start >= 0 && o.name != "Load" {
 						// A conflict says that the first one had been decided, and makes it visible.
-						if err := o.do(id, rec); err != nil && !(errors.Is(err, driver.ErrConflict) && o.name == "Save") {
+						if err := o.do(id, rec); err != nil && !(errors.Is(err, driver.ErrConflict) && (o.name == "Save" || o.name == "Touch")) {
 							t.Errorf("%s; again: %v", what, err)
 						}
 						if got := nOf(t, plain, id); got != o.done {

@@ -29,6 +29,11 @@ func TestLayout(t *testing.T) {
 			must(t, mustOpen(t, dir, filestore.Config{Layout: l, SweepEvery: -1}).Close())
 		}
 	}
+	usedNFS := func(t *testing.T, dir string) {
+		s := openNFS(t, dir)
+		mustSave(t, s, mustID(t), newRecord("1", time.Hour), 0)
+		must(t, s.Close())
+	}
 	tests := []struct {
 		name  string
 		start func(t *testing.T, dir string)
@@ -36,6 +41,16 @@ func TestLayout(t *testing.T) {
 		want  filestore.Layout
 		err   string
 	}{
+		{"network=nfs", usedNFS, filestore.KeepLayout, "", "is for network=nfs, and not all processes may see it as a local disk; add network=nfs"},
+		{"network=nfs, hashed", usedNFS, filestore.Hashed, "", "add network=nfs"},
+		{"network=nfs, copied without links", func(t *testing.T, dir string) {
+			usedNFS(t, dir)
+			must(t, os.Remove(filepath.Join(dir, ".layout")))
+		}, filestore.KeepLayout, "", "open it with network=nfs once"},
+		{"network=nfs, copied without links, hashed", func(t *testing.T, dir string) {
+			usedNFS(t, dir)
+			must(t, os.Remove(filepath.Join(dir, ".layout")))
+		}, filestore.Hashed, "", "open it with network=nfs once"},
 		{"new", nil, filestore.KeepLayout, filestore.Flat, ""},
 		{"new, flat", nil, filestore.Flat, filestore.Flat, ""},
 		{"new, hashed", nil, filestore.Hashed, filestore.Hashed, ""},
@@ -236,5 +251,68 @@ func TestBucketsMadeLater(t *testing.T) {
 	}
 	if _, err := s.Load(t.Context(), wrong); !errors.Is(err, driver.ErrNotFound) {
 		t.Errorf("Load = %v", err)
+	}
+}
+
+// TestNetworkLayout: a directory is for network=nfs or it is not.
+func TestNetworkLayout(t *testing.T) {
+	noLink := func(t *testing.T, dir string) { must(t, os.Remove(filepath.Join(dir, ".layout"))) }
+	for name, tt := range map[string]struct {
+		start filestore.Config
+		then  func(t *testing.T, dir string)
+		asked filestore.Config
+		err   string
+	}{
+		"nfs":                          {filestore.Config{Network: filestore.NFS}, nil, filestore.Config{Network: filestore.NFS}, ""},
+		"nfs, copied without links":    {filestore.Config{Network: filestore.NFS}, noLink, filestore.Config{Network: filestore.NFS}, ""},
+		"flat":                         {filestore.Config{}, nil, filestore.Config{Network: filestore.NFS}, "is not for network=nfs; leave that out, or move"},
+		"hashed":                       {filestore.Config{Layout: filestore.Hashed}, nil, filestore.Config{Network: filestore.NFS}, "is not for network=nfs; leave that out, or move"},
+		"flat, copied without links":   {filestore.Config{}, noLink, filestore.Config{Network: filestore.NFS}, "has sessions that are not for network=nfs"},
+		"hashed, copied without links": {filestore.Config{Layout: filestore.Hashed}, noLink, filestore.Config{Network: filestore.NFS}, "has sessions that are not for network=nfs"},
+		"nfs, with a layout":           {filestore.Config{Network: filestore.NFS}, nil, filestore.Config{Network: filestore.NFS, Layout: filestore.Hashed}, "layout=hashed does not go with network=nfs"},
+		"nfs, unsafe":                  {filestore.Config{Network: filestore.NFS}, nil, filestore.Config{Network: filestore.Unsafe}, "add network=nfs"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, id := fastDir(t), mustID(t)
+			tt.start.SweepEvery = -1
+			tt.asked.SweepEvery = -1
+			s := mustOpen(t, dir, tt.start)
+			mustSave(t, s, id, newRecord("1", time.Hour), 0)
+			must(t, s.Close())
+			if tt.then != nil {
+				tt.then(t, dir)
+			}
+			s, err := filestore.Open(t.Context(), dir, tt.asked)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("Open = %v, want %q in it", err, tt.err)
+				}
+				return
+			}
+			must(t, err)
+			wantN(t, s, id, "1")
+			must(t, s.Close())
+		})
+	}
+	for stopAt, calls := 1, 1; calls >= stopAt; stopAt++ { // as in TestLayoutRace
+		dir, id := fastDir(t), mustID(t)
+		calls = 0
+		var other *filestore.Store
+		s, err := filestore.OpenStepped(t.Context(), dir, filestore.Config{}, func(call, name string) error {
+			if calls++; calls == stopAt {
+				if s, err := filestore.Open(t.Context(), dir, filestore.Config{Network: filestore.NFS, SweepEvery: -1}); err == nil {
+					t.Cleanup(func() { s.Close() })
+					mustSave(t, s, id, newRecord("1", time.Hour), 0)
+					other = s
+				}
+			}
+			return nil
+		})
+		if err == nil && other != nil {
+			t.Errorf("stopped before call %d, and both are let in", stopAt)
+		}
+		if err == nil {
+			must(t, s.Close())
+		}
 	}
 }

@@ -35,9 +35,12 @@ import (
 // to at. If there is no directory, Save makes one under another name, with data and token in it, and renames that.
 //
 // Who won. The source of M exists once at the server, so of all renames from one generation one succeeds, ever. Who is
-// not told so looks who came after: its own generation among those that the token knows, and it won; the generation it
-// started from without its own after it, and it lost, for good; anything else, and it says ErrUnavailable, "may or may not
-// have happened". An ended record keeps its token for endedKept so that those who ask find it.
+// answered by an error looks which generations the token remembers (token.fate): its own, and it won; one from before
+// its own and not its own, and it lost, for good; anything else, and it says ErrUnavailable, "may or may not have
+// happened". A chain of the last seven generations would often be too short to tell: while a writer is about to rename, others
+// write as often as they like. So a process does one M of a record at a time (onlyOne), and the token remembers the
+// latest generation of each of the last eight processes. An ended record keeps its token for endedKept so that those who
+// ask find it.
 //
 // A record ended only if a token says so: a list is not a snapshot, and one without a token, or with two, is drawn
 // again. A directory with nothing in it is absent if rmdir removes it.
@@ -259,8 +262,12 @@ func (n *nfs) load(ctx context.Context, id driver.ID) (driver.Record, error) {
 			return rec, err
 		}
 		err = n.onlyOne(ctx, n.gate, id, func(ctx context.Context) error { return n.endExpired(ctx, id) })
-		if err != driver.ErrConflict {
-			return driver.Record{}, driver.ErrNotFound // also if the directory is read-only
+		switch {
+		case err == driver.ErrConflict:
+		case err == nil, isReadOnly(err):
+			return driver.Record{}, driver.ErrNotFound
+		default: // the list may have been an old one
+			return driver.Record{}, err
 		}
 	}
 }
@@ -404,10 +411,10 @@ func (n *nfs) saveInside(ctx context.Context, id driver.ID, rec driver.Record, r
 	})
 }
 
-// writeNew writes a file, to the server's disk. It returns errTorn if there is one of this name: then the answer to this
-// call's own first request was lost.
-func writeNew(d dir, name string, b []byte) error {
-	err := d.write(name, true, b)
+// writeNew writes a file; what is in it reaches the server's disk. It returns errTorn if there is one of this name: then
+// the answer to this call's own first request was lost.
+func writeNew(d dir, name string, b ...[]byte) error {
+	err := d.write(name, len(b) > 0, b...)
 	if errors.Is(err, fs.ErrExist) {
 		return errTorn
 	}
@@ -422,7 +429,7 @@ func (n *nfs) create(ctx context.Context, id driver.ID, rec driver.Record, recor
 	build := n.s.at(id) + buildInfix + g.String()
 	err := n.makeDir(id, build)
 	if err == nil {
-		err = n.build(build, first, encodeNFS(id, g, record))
+		err = n.build(ctx, build, first, encodeNFS(id, g, record))
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -474,7 +481,7 @@ func (n *nfs) makeDir(id driver.ID, build string) error {
 	return err
 }
 
-func (n *nfs) build(name string, t token, data []byte) error {
+func (n *nfs) build(ctx context.Context, name string, t token, data []byte) error {
 	d, err := n.s.dir.sub(name)
 	if err != nil {
 		return err
@@ -484,7 +491,7 @@ func (n *nfs) build(name string, t token, data []byte) error {
 		return err
 	}
 	draft := draftPrefix + t.generation.String()
-	if err := writeNew(d, draft, nil); err != nil {
+	if err := writeNew(d, draft); err != nil {
 		return err
 	}
 	if err := d.rename(draft, t.name()); err != nil {
@@ -493,7 +500,7 @@ func (n *nfs) build(name string, t token, data []byte) error {
 			return err
 		}
 		defer again.close()
-		if f, e := list(context.Background(), again); e != nil || f.generation != t.generation {
+		if f, e := list(ctx, again); e != nil || f.generation != t.generation {
 			return err
 		}
 	}

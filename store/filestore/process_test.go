@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/driver"
+	"github.com/holdfast-sessions/holdfast/internal/testserver"
 	"github.com/holdfast-sessions/holdfast/store/filestore"
 )
 
@@ -28,6 +29,9 @@ import (
 // "swept N". With idleEnv set it does not sweep by itself.
 const workerEnv = "HOLDFAST_FILESTORE_WORKER"
 
+// networkEnv holds the worker's Config.Network.
+const networkEnv = "HOLDFAST_FILESTORE_NETWORK"
+
 const idleEnv = "HOLDFAST_FILESTORE_IDLE"
 
 func runWorker(dir string) error {
@@ -35,7 +39,7 @@ func runWorker(dir string) error {
 	if os.Getenv(idleEnv) != "" {
 		every = -1
 	}
-	s, err := filestore.Open(context.Background(), dir, filestore.Config{SweepEvery: every})
+	s, err := filestore.Open(context.Background(), dir, filestore.Config{SweepEvery: every, Network: filestore.Network(os.Getenv(networkEnv))})
 	if err != nil {
 		return err
 	}
@@ -238,8 +242,15 @@ func TestProcesses(t *testing.T) {
 // acknowledged is in it, and nothing else but at most the one addition that each killed process was about to
 // acknowledge. Those left over can always go on.
 func TestProcessesKilledAndStopped(t *testing.T) {
+	for network, wantKills := range map[filestore.Network]int{filestore.Refuse: 60, filestore.NFS: testserver.Scale(30, 300)} {
+		t.Run("network="+string(network), func(t *testing.T) { testProcessesKilledAndStopped(t, network, wantKills) })
+	}
+}
+
+func testProcessesKilledAndStopped(t *testing.T, network filestore.Network, wantKills int) {
+	t.Setenv(networkEnv, string(network))
 	dir, id := fastDir(t), mustID(t)
-	s := mustOpen(t, dir, filestore.Config{SweepEvery: -1})
+	s := mustOpen(t, dir, filestore.Config{Network: network, SweepEvery: -1})
 	mustSave(t, s, id, newRecord("", time.Hour), 0)
 	const forever = 1 << 30
 	ws := newWorkers(t, dir)
@@ -259,7 +270,7 @@ func TestProcessesKilledAndStopped(t *testing.T) {
 		start()
 	}
 	kills, stops, ended := 0, 0, 0
-	for acked := 0; kills < 60; {
+	for acked := 0; kills < wantKills; {
 		e := ws.next()
 		if e.line == "" {
 			ended++
@@ -322,8 +333,15 @@ func TestProcessesKilledAndStopped(t *testing.T) {
 // TestProcessStoppedDuringDelete: attack 15, with real processes. A writer is stopped at a random moment, its
 // record deleted, in every other round made anew, and the writer woken.
 func TestProcessStoppedDuringDelete(t *testing.T) {
+	for _, network := range []filestore.Network{filestore.Refuse, filestore.NFS} {
+		t.Run("network="+string(network), func(t *testing.T) { testProcessStoppedDuringDelete(t, network) })
+	}
+}
+
+func testProcessStoppedDuringDelete(t *testing.T, network filestore.Network) {
+	t.Setenv(networkEnv, string(network))
 	dir := fastDir(t)
-	s := mustOpen(t, dir, filestore.Config{SweepEvery: -1})
+	s := mustOpen(t, dir, filestore.Config{Network: network, SweepEvery: -1})
 	ws := newWorkers(t, dir)
 	w := ws.start()
 	for round := range 200 {
