@@ -377,6 +377,47 @@ func TestQueueOfBoundClients(t *testing.T) {
 	})
 }
 
+// A reload that makes room, or takes an upstream away, is noticed by those who wait.
+func TestQueueAndReload(t *testing.T) {
+	c := gateway.Config{QueueTimeout: time.Hour, Upstreams: weighted(1)}
+	c.Upstreams[0].MaxRequests = 1
+	inBubble(t, 2, c, false, func(t *testing.T, b *bubble) {
+		b.app("a").freeze()
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if w := b.send("GET"); w.Code != 200 {
+					t.Errorf("status %d", w.Code)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := b.Stats().Waiting; n != 2 {
+			t.Errorf("%d wait, want 2", n)
+		}
+		more := c
+		more.Upstreams = weighted(1)
+		more.Upstreams[0].MaxRequests = 2
+		if err := b.Reload(more); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if u := b.upstream("a"); u.Active != 2 || b.Stats().Waiting != 1 {
+			t.Errorf("%+v, %d wait, want 2 there and 1 waiting", u, b.Stats().Waiting)
+		}
+		more.Upstreams = []gateway.Upstream{{ID: "b", URL: "http://b:1"}}
+		if err := b.Reload(more); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := b.Stats().Waiting; n != 0 || b.app("b").arrivals() != 1 {
+			t.Errorf("%d wait, %d went to the new upstream", n, b.app("b").arrivals())
+		}
+		b.app("a").thaw()
+		wg.Wait()
+	})
+}
+
 // Under many requests at once no place is lost and none is used twice.
 func TestQueueUnderLoad(t *testing.T) {
 	c := gateway.Config{MaxQueued: 1000, QueueTimeout: time.Hour}

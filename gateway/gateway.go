@@ -44,17 +44,20 @@ type Gateway struct {
 	ejecting sync.Mutex // so that no more are ejected than may be
 
 	// mu guards the fields below, and every change of table.
-	mu        sync.Mutex
-	watchers  watchers
-	resolved  map[string][]netip.Addr   // by name, in order
-	weights   map[string]int            // by ID, that are not those of the configuration
-	leaving   map[*upstream]*time.Timer // not in the table any more; the timer cuts them off
-	listening map[net.Listener]bool
+	mu         sync.Mutex
+	watchers   watchers
+	resolved   map[string][]netip.Addr   // by name, in order
+	unresolved map[string]bool           // names whose last look-up failed
+	weights    map[string]int            // by ID, that are not those of the configuration
+	leaving    map[*upstream]*time.Timer // not in the table any more; the timer cuts them off
+	listening  map[net.Listener]bool
 
 	requests, unavailable, failed, rejected atomic.Uint64
 
 	seats      seats
 	rejections rejections
+
+	certificates *certificates // or nil
 }
 
 // New returns a Gateway, or everything that is wrong with c. It connects to nothing.
@@ -64,6 +67,10 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults().clone()
 	g := &Gateway{config: c, hop: []string{rand.Text()}, seats: seats{total: c.MaxConnections, perClient: c.MaxConnectionsPerClient}}
+	var err error
+	if g.certificates, err = loadCertificates(c); err != nil {
+		return nil, err
+	}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -323,21 +330,23 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 
 // Stats counts since New.
 type Stats struct {
-	// Requests counts all; Unavailable those answered 503 because no upstream could be reached, Failed those
+	// Requests counts all; Unavailable those answered 503 because no upstream could be reached or had room, Failed those
 	// answered 502 or 504, Rejected those answered 4xx by the gateway itself.
 	Requests, Unavailable, Failed, Rejected uint64
 	// Rejections are by why, those of connections included, which are not in Rejected.
 	Rejections Rejections
-	Upstreams  []UpstreamStats
-	Learned    LearnedStats
+	// Waiting is how many wait for a place at an upstream now.
+	Waiting   int
+	Upstreams []UpstreamStats
+	Learned   LearnedStats
 }
 
 // Stats returns the counters.
 func (g *Gateway) Stats() Stats {
 	return Stats{
 		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
-		Rejections: g.rejections.stats(),
-		Upstreams:  g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
+		Rejections: g.rejections.stats(), Waiting: int(g.queue.waiting.Load()),
+		Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
 	}
 }
 

@@ -55,31 +55,31 @@ func (h HealthCheck) withDefaults() HealthCheck {
 	return h
 }
 
-func (h HealthCheck) validate(bad func(format string, args ...any)) {
+func (h HealthCheck) validate(bad badFunc) {
 	if h.TCP && h.Path != "" {
-		bad("health check: both TCP and a path: choose one")
+		bad("HealthCheck.TCP", "health check: both TCP and a path: choose one")
 	}
 	if h.Path != "" {
 		if _, err := url.ParseRequestURI(h.Path); err != nil || !strings.HasPrefix(h.Path, "/") {
-			bad("health check: path %q: want one such as /healthz", h.Path)
+			bad("HealthCheck.Path", "health check: path %q: want one such as /healthz", h.Path)
 		}
 	}
 	if h.Status != 0 && (h.Status < 200 || h.Status > 599) {
-		bad("health check: status %d: want 200 to 599", h.Status)
+		bad("HealthCheck.Status", "health check: status %d: want 200 to 599", h.Status)
 	}
 	if h.Path == "" && (h.Status != 0 || h.Host != "") {
-		bad("health check: a status or host without a path: give the path to ask for, such as /healthz")
+		bad("HealthCheck.Path", "health check: a status or host without a path: give the path to ask for, such as /healthz")
 	}
 	for _, d := range []struct {
-		name string
-		d    time.Duration
-	}{{"interval", h.Interval}, {"timeout", h.Timeout}} {
+		field, name string
+		d           time.Duration
+	}{{"Interval", "interval", h.Interval}, {"Timeout", "timeout", h.Timeout}} {
 		if d.d < 0 {
-			bad("health check: %s %v is negative", d.name, d.d)
+			bad("HealthCheck."+d.field, "health check: %s %v is negative", d.name, d.d)
 		}
 	}
 	if h.Rise < 0 || h.Fall < 0 {
-		bad("health check: rise %d and fall %d: want numbers of checks", h.Rise, h.Fall)
+		bad("HealthCheck.Rise", "health check: rise %d and fall %d: want numbers of checks", h.Rise, h.Fall)
 	}
 }
 
@@ -203,11 +203,12 @@ func (g *Gateway) watch(ctx context.Context, l *live) {
 			}
 			continue
 		}
-		err := g.probe(ctx, u, &t.config)
+		probing, due := out != 0 && out <= now, check.on() && next <= now
+		err := g.probe(ctx, u, check, probing)
 		if ctx.Err() != nil {
 			return
 		}
-		if out != 0 && out <= now {
+		if probing {
 			if err == nil {
 				if l.back(anyReason...) {
 					g.queue.kick()
@@ -220,7 +221,7 @@ func (g *Gateway) watch(ctx context.Context, l *live) {
 				l.mu.Unlock()
 			}
 		}
-		if !check.on() {
+		if !due {
 			continue
 		}
 		next = t.clock.now() + check.Interval*9/10 + rand.N(check.Interval/5+1)
@@ -244,15 +245,14 @@ func (g *Gateway) watch(ctx context.Context, l *live) {
 	}
 }
 
-// probe asks an upstream how it is: by the health check, or else whether what it was left out for is over.
-func (g *Gateway) probe(ctx context.Context, u *upstream, c *Config) error {
-	check := c.HealthCheck
+// probe asks an upstream how it is by the health check or, if out, whether what it was left out for is over.
+func (g *Gateway) probe(ctx context.Context, u *upstream, check HealthCheck, out bool) error {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, probeKey{}, true), check.Timeout)
 	defer cancel()
 	switch {
 	case check.Path != "":
 		return ask(ctx, u, http.MethodGet, check.Path, check.Host, check.expects)
-	case check.TCP || reason(u.why.Load()) == refused:
+	case !out || reason(u.why.Load()) == refused:
 		nc, err := u.transport.DialContext(ctx, "tcp", net.JoinHostPort(u.url.Hostname(), strconv.Itoa(int(portOf(u.url)))))
 		if err == nil {
 			_ = nc.Close()

@@ -105,6 +105,15 @@ func TestReturnIsProbed(t *testing.T) {
 			b.want(4, "ab")
 		})
 	})
+	t.Run("frozen, with a check that does not notice", func(t *testing.T) {
+		c := gateway.Config{ResponseHeaderTimeout: 5 * time.Second, HealthCheck: gateway.HealthCheck{TCP: true}}
+		inBubble(t, 2, c, true, func(t *testing.T, b *bubble) {
+			b.app("a").freeze()
+			b.want(2, "b")
+			time.Sleep(20 * time.Minute)
+			b.wantState("a", gateway.StateEjected)
+		})
+	})
 	t.Run("frozen", func(t *testing.T) {
 		inBubble(t, 2, gateway.Config{ResponseHeaderTimeout: 5 * time.Second}, true, func(t *testing.T, b *bubble) {
 			b.app("a").freeze()

@@ -55,17 +55,18 @@ func (u *upstream) take() bool {
 
 // release gives up a place at u, to the request that has waited longest for it.
 func (q *queue) release(u *upstream) {
-	if u.maxRequests != 0 && q.waiting.Load() > 0 && q.give(u, func() bool { return true }) {
+	if q.waiting.Load() > 0 && q.give(u, true) {
 		return
 	}
 	u.active.Add(-1)
-	if u.maxRequests != 0 && q.waiting.Load() > 0 { // it began to wait in between
-		q.give(u, u.take)
+	if q.waiting.Load() > 0 { // it began to wait in between
+		q.give(u, false)
 	}
 }
 
-// give ends the waiting of the oldest request that may go to u, if take takes a place for it.
-func (q *queue) give(u *upstream, take func() bool) bool {
+// give ends the waiting of the oldest request that may go to u, if there is a place for it: one that was taken before,
+// or another.
+func (q *queue) give(u *upstream, taken bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for e := q.all.Front(); e != nil; e = e.Next() {
@@ -75,10 +76,10 @@ func (q *queue) give(u *upstream, take func() bool) bool {
 		}
 		own := w.table.find(u.live)
 		m := mode(u.mode.Load())
-		if own == nil || own.maxRequests != 0 && u.active.Load() > own.maxRequests || m != ready && (m != draining || w.home == nil) {
+		if own == nil || m != ready && (m != draining || w.home == nil) {
 			continue
 		}
-		if !take() {
+		if taken && own.maxRequests != 0 && u.active.Load() > own.maxRequests || !taken && !own.take() {
 			return false
 		}
 		q.end(w, own)
@@ -211,11 +212,11 @@ func (x *exchange) hold(u *upstream) {
 	x.holds = u
 }
 
-func (c Config) validateQueue(bad func(format string, args ...any)) {
+func (c Config) validateQueue(bad badFunc) {
 	if c.MaxQueued < -1 {
-		bad("max queued %d: want a number of requests, or -1 for none", c.MaxQueued)
+		bad("MaxQueued", "max queued %d: want a number of requests, or -1 for none", c.MaxQueued)
 	}
 	if c.QueueTimeout < 0 {
-		bad("queue timeout %v is negative", c.QueueTimeout)
+		bad("QueueTimeout", "queue timeout %v is negative", c.QueueTimeout)
 	}
 }

@@ -35,8 +35,10 @@ func (g *Gateway) Reload(c Config) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	weights := g.weights
 	g.weights = nil
 	if err := g.install(c); err != nil {
+		g.weights = weights
 		return err
 	}
 	c.Logger.Info("configuration loaded", "upstreams", len(c.Upstreams), "affinity", c.Affinity)
@@ -221,7 +223,12 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
+	seen := make(map[string]bool)
 	for _, e := range all {
+		if seen[e.id] {
+			return nil, fmt.Errorf("gateway: two upstreams have the ID %q, one of them from a name with resolve: give it another", e.id)
+		}
+		seen[e.id] = true
 		u := &upstream{
 			id: e.id, url: e.to, host: e.url.Host, weight: e.share(), zone: e.Zone, maxRequests: int64(e.MaxRequests),
 			route: cmp.Or(e.Route, e.id),
@@ -246,7 +253,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 			}
 		}
 		if was == nil || !sameTransport(&c, &old.config) {
-			u.transport = newTransport(&t.config, u.live, e.serverName())
+			u.transport = newTransport(&c, u.live, e.serverName())
 		}
 		t.upstreams = append(t.upstreams, u)
 	}

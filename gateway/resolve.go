@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -25,7 +26,7 @@ const (
 	resolveRetry   = time.Second
 )
 
-func (c Config) validateResolve(bad func(format string, args ...any)) {
+func (c Config) validateResolve(bad badFunc) {
 	for i, u := range c.Upstreams {
 		if !u.Resolve {
 			continue
@@ -35,14 +36,14 @@ func (c Config) validateResolve(bad func(format string, args ...any)) {
 			continue // which was said
 		}
 		if _, err := netip.ParseAddr(p.Hostname()); err == nil {
-			bad("upstream %d: resolve: %s is an address, not a name", i+1, p.Hostname())
+			bad(upstreamField(i, "Resolve"), "upstream %d: resolve: %s is an address, not a name", i+1, p.Hostname())
 		}
 		if len(u.ID) > 55 {
-			bad("upstream %d: ID %q: want at most 55 characters with resolve, which adds 9", i+1, u.ID)
+			bad(upstreamField(i, "ID"), "upstream %d: ID %q: want at most 55 characters with resolve, which adds 9", i+1, u.ID)
 		}
 	}
 	if c.ResolveEvery < 0 {
-		bad("resolve every %v is negative", c.ResolveEvery)
+		bad("ResolveEvery", "resolve every %v is negative", c.ResolveEvery)
 	}
 }
 
@@ -130,27 +131,42 @@ func (g *Gateway) setResolved(name string, all []netip.Addr) bool {
 
 // resolve looks up every name, and makes a new table if anything has changed. It reports whether all names are known.
 func (g *Gateway) resolve(ctx context.Context) bool {
-	c := g.table.Load().config
+	c := g.settings()
+	names := c.names()
+	type answer struct {
+		all []netip.Addr
+		err error
+	}
+	answers := make([]answer, len(names))
+	var lookUps sync.WaitGroup
+	for i, name := range names {
+		lookUps.Go(func() { answers[i].all, answers[i].err = lookUp(ctx, c.Resolver, name) })
+	}
+	lookUps.Wait()
+	if ctx.Err() != nil {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	known, changed := true, false
-	for _, name := range c.names() {
-		all, err := lookUp(ctx, c.Resolver, name)
-		if ctx.Err() != nil {
-			return false
-		}
-		g.mu.Lock()
-		if err != nil {
+	for i, name := range names {
+		a := answers[i]
+		if a.err != nil {
 			had := len(g.resolved[name])
 			known = known && had > 0
-			c.Logger.Warn("name of upstreams not resolved, keeping the last answer", "name", name, "addresses", had, "err", err)
-		} else if g.setResolved(name, all) {
+			if !g.unresolved[name] {
+				c.Logger.Warn("name of upstreams not resolved, keeping the last answer", "name", name, "addresses", had, "err", a.err)
+			}
+		} else if g.setResolved(name, a.all) {
 			changed = true
-			c.Logger.Info("addresses of upstreams", "name", name, "addresses", len(all))
+			c.Logger.Info("addresses of upstreams", "name", name, "addresses", len(a.all))
 		}
-		g.mu.Unlock()
+		if g.unresolved == nil {
+			g.unresolved = make(map[string]bool)
+		}
+		g.unresolved[name] = a.err != nil
 	}
 	if changed {
-		g.mu.Lock()
-		defer g.mu.Unlock()
 		if err := g.install(g.table.Load().config); err != nil {
 			c.Logger.Error("addresses of upstreams not taken over", "err", err)
 		}

@@ -2,8 +2,12 @@ package gateway_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
@@ -142,4 +146,27 @@ func TestConfigErrorsOfResolve(t *testing.T) {
 		ResolveEvery: -1,
 	})
 	wantFaults(t, err, "10.0.0.1 is an address, not a name", "at most 55 characters", "resolve every -1ns")
+}
+
+// The certificate of an address has to be for the name.
+func TestResolveTLS(t *testing.T) {
+	app := httptest.NewUnstartedServer(says("a"))
+	app.Config.ErrorLog = log.New(io.Discard, "", 0) // of the handshake that is to fail
+	app.StartTLS()
+	t.Cleanup(app.Close)
+	_, roots := testCert()
+	_, port, _ := strings.Cut(app.Listener.Addr().String(), ":")
+	for name, status := range map[string]int{"example.com": 200, "other.test": 503} { // the certificate is for example.com
+		g := mustRun(t, "h1", gateway.Config{
+			Upstreams: []gateway.Upstream{{URL: "https://" + name + ":" + port, Resolve: true}}, UpstreamTLS: &tls.Config{RootCAs: roots},
+			Resolver: lookUpFunc(func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("127.0.0.1")} }),
+		})
+		wantStatus(t, g.send("GET", "/", ""), status)
+	}
+}
+
+type lookUpFunc func() []netip.Addr
+
+func (f lookUpFunc) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+	return f(), nil
 }
