@@ -10,6 +10,4 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
-require github.com/holdfast-sessions/holdfast v0.0.0
-
 replace github.com/holdfast-sessions/holdfast => ../../
