@@ -126,8 +126,8 @@ func (l *live) unprobeable() bool {
 	return l.tries.Load() > maxProbes && reason(l.why.Load()) != refused
 }
 
-// takesNew reports whether clients that do not belong to l may go there.
-func (l *live) takesNew() bool { return mode(l.mode.Load()) == ready }
+// takesNew reports whether clients that do not belong to u may go there: not while it drains or is full.
+func (u *upstream) takesNew() bool { return mode(u.mode.Load()) == ready && u.room() }
 
 // reachable reports whether l can be connected as far as is known, well or not.
 func (l *live) reachable() bool {
