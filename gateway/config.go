@@ -22,8 +22,10 @@ type Upstream struct {
 	// ID is what the affinity cookie names, so it must stay the same when the order or the number of the upstreams
 	// changes: 1 to 64 of A-Z a-z 0-9 . _ -. Empty: 8 characters of a hash of URL.
 	ID string
-	// URL is http://host:port or https://host:port, with a path if the application lives under one.
+	// URL is http://host:port or https://host:port, with a path if the application lives under one, or unix:/path/to/socket.
 	URL string
+	// HTTP2 lets an https upstream choose HTTP/2. Requests then share connections, and one that breaks takes more along.
+	HTTP2 bool
 
 	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the
 	// address. The name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without
@@ -282,6 +284,9 @@ func (c Config) Validate() error {
 			bad(upstreamField(i, "URL"), "upstream %d: %w", i+1, err)
 			continue
 		}
+		if u.HTTP2 && parsed.Scheme != "https" {
+			bad("upstream %d: HTTP/2 is for https upstreams, which can say that they speak it", i+1)
+		}
 		id := u.id(parsed)
 		if !upstreamID.MatchString(id) {
 			bad(upstreamField(i, "ID"), "upstream %d: ID %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, id)
@@ -346,6 +351,9 @@ func (c Config) Validate() error {
 
 // parse returns the URL of u. Its errors do not show the URL where that may hold a password.
 func (u Upstream) parse() (*url.URL, error) {
+	if strings.HasPrefix(u.URL, "unix:") {
+		return parseSocket(u.URL)
+	}
 	p, err := url.Parse(u.URL)
 	switch {
 	case err != nil:
@@ -357,7 +365,7 @@ func (u Upstream) parse() (*url.URL, error) {
 	case p.User != nil:
 		return nil, errors.New("URL has a user name or password: remove it (want http://host:port)")
 	case p.Scheme != "http" && p.Scheme != "https":
-		return nil, fmt.Errorf("URL %q: want http://host:port or https://host:port", u.URL)
+		return nil, fmt.Errorf("URL %q: want http://host:port, https://host:port or unix:/path/to/socket", u.URL)
 	case p.Hostname() == "":
 		return nil, fmt.Errorf("URL %q has no host (want http://host:port)", u.URL)
 	case p.RawQuery != "" || p.ForceQuery || p.Fragment != "":

@@ -87,26 +87,6 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-// newTransport returns the transport of one upstream, whose certificate is for name if that is given. It speaks HTTP/1.1 and does not use a proxy.
-func newTransport(c *Config, l *live, name string) *http.Transport {
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return l.dial(ctx, c, network, address)
-		},
-		TLSClientConfig:        clientTLS(c.UpstreamTLS, name),
-		TLSHandshakeTimeout:    c.DialTimeout,
-		ResponseHeaderTimeout:  c.ResponseHeaderTimeout,
-		ExpectContinueTimeout:  time.Second,
-		IdleConnTimeout:        time.Minute,
-		MaxIdleConnsPerHost:    256,
-		MaxResponseHeaderBytes: 1 << 20,
-		DisableCompression:     true,
-		Protocols:              new(http.Protocols),
-	}
-	t.Protocols.SetHTTP1(true)
-	return t
-}
-
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
@@ -318,7 +298,7 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 	for i, u := range upstreams {
 		state, until := u.state()
 		all[i] = UpstreamStats{
-			ID: u.id, URL: u.url.String(), Up: state == StateUp, State: state, DrainUntil: until,
+			ID: u.id, URL: urlText(u.url), Up: state == StateUp, State: state, DrainUntil: until,
 			Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
 			MaxRequests: int(u.maxRequests), Waiting: int(u.waiting.Load()),

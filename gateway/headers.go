@@ -22,12 +22,12 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 		}
 	}
 	// An upgrade to another HTTP would be a tunnel past everything that is stripped here (h2c smuggling).
-	if up := h.Get("Upgrade"); up != "" && !strings.EqualFold(up, "websocket") {
+	// One with a body would leave its end to whoever answers.
+	if up := h.Get("Upgrade"); up != "" && (!strings.EqualFold(up, "websocket") || p.In.Method != http.MethodGet || p.In.ContentLength != 0) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}
-	// A request's trailer would arrive unstripped.
-	p.Out.Trailer = nil
+	p.Out.Trailer = nil // each attempt has its own
 	x := exchangeOf(p.In.Context())
 	x.origin.setForwarded(h)
 	g.markHop(h)

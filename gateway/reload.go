@@ -230,7 +230,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 		}
 		seen[e.id] = true
 		u := &upstream{
-			id: e.id, url: e.to, host: e.url.Host, weight: e.share(), zone: e.Zone, maxRequests: int64(e.MaxRequests),
+			id: e.id, url: e.to, host: hostOf(e.url), http2: e.HTTP2, weight: e.share(), zone: e.Zone, maxRequests: int64(e.MaxRequests),
 			route: cmp.Or(e.Route, e.id),
 		}
 		if w := g.weights[u.id]; w != 0 {
@@ -239,7 +239,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 		var was *upstream
 		if old != nil {
 			if i := slices.IndexFunc(old.upstreams, func(o *upstream) bool {
-				return o.id == u.id && o.url.String() == u.url.String() && o.host == u.host
+				return o.id == u.id && o.url.String() == u.url.String() && o.host == u.host && o.http2 == u.http2
 			}); i >= 0 {
 				was = old.upstreams[i]
 			}
@@ -253,7 +253,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 			}
 		}
 		if was == nil || !sameTransport(&c, &old.config) {
-			u.transport = newTransport(&c, u.live, e.serverName())
+			u.transport = newTransport(&c, u.live, e.serverName(), e.HTTP2)
 		}
 		t.upstreams = append(t.upstreams, u)
 	}
