@@ -237,8 +237,15 @@ func TestHTTP2UpstreamBreaks(t *testing.T) {
 					return
 				}
 				conns.Add(1)
-				_, _ = s.Write([]byte("\x00\x00\x00\x04\x00\x00\x00\x00\x00" + // SETTINGS
-					"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x01")) // RST_STREAM 1, PROTOCOL_ERROR
+				_, _ = io.WriteString(s, "\x00\x00\x00\x04\x00\x00\x00\x00\x00") // SETTINGS
+				_, _ = io.CopyN(io.Discard, s, 24)                               // the client's preface
+				for frame := make([]byte, 9); frame[3] != 1; {                   // until HEADERS
+					if _, err := io.ReadFull(s, frame); err != nil {
+						return
+					}
+					_, _ = io.CopyN(io.Discard, s, int64(frame[0])<<16|int64(frame[1])<<8|int64(frame[2]))
+				}
+				_, _ = io.WriteString(s, "\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x01") // RST_STREAM 1, PROTOCOL_ERROR
 				_, _ = io.Copy(io.Discard, s)
 			})
 		}
