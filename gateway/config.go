@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -196,6 +197,12 @@ type Config struct {
 
 	// Dial connects to an upstream. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// AccessLog gets a line for each request, in batches: once a second, and when there are 64 KiB. Run writes it, and at its
+	// end what is left. When there are 1 MiB that nobody takes, lines are dropped and counted; requests never wait. Nil:
+	// none.
+	AccessLog io.Writer
+	// AccessLogFormat is AccessLogJSON if empty.
+	AccessLogFormat AccessLogFormat
 	// OnRequest is called when a request is over, on its goroutine.
 	OnRequest func(Request)
 	// Logger is slog.Default() if nil. It never gets a token, a cookie or a query string.
@@ -236,6 +243,9 @@ func (c Config) withDefaults() Config {
 		c.ZoneMinimum = 0.5
 	}
 	c.withLimitDefaults()
+	if c.AccessLogFormat == "" {
+		c.AccessLogFormat = AccessLogJSON
+	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: c.DialTimeout}).DialContext
 	}
@@ -285,7 +295,7 @@ func (c Config) Validate() error {
 			continue
 		}
 		if u.HTTP2 && parsed.Scheme != "https" {
-			bad("upstream %d: HTTP/2 is for https upstreams, which can say that they speak it", i+1)
+			bad(upstreamField(i, "HTTP2"), "upstream %d: HTTP/2 is for https upstreams, which can say that they speak it", i+1)
 		}
 		id := u.id(parsed)
 		if !upstreamID.MatchString(id) {
@@ -341,6 +351,9 @@ func (c Config) Validate() error {
 	}
 	c.validateClients(bad)
 	c.validateLimits(bad)
+	if f := c.AccessLogFormat; f != AccessLogJSON && f != AccessLogCombined {
+		bad("AccessLogFormat", "access log format %q unknown (want json, combined)", f)
+	}
 	for i, f := range c.Certificates {
 		if f.CertFile == "" || f.KeyFile == "" {
 			bad("Certificates", "certificate %d: give both the file of the certificate and that of its key", i+1)

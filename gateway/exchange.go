@@ -34,6 +34,7 @@ type exchange struct {
 	in         *http.Request
 	writer     clientWriter
 	origin     origin
+	id         string // of the request
 	cancel     context.CancelFunc
 	unwatch    func() bool // undoes server.watch, or nil
 	began      time.Time
@@ -44,6 +45,8 @@ type exchange struct {
 	clientBody *clientBody // what body reads from, or nil
 	duplex     bool        // the answer begins while the client is still sending, over HTTP/1
 	attempts   int
+	bound      bool          // the answer binds the client to served
+	answeredIn time.Duration // from the beginning of the last attempt until the header of its answer
 	status     int
 
 	attempt attempt
@@ -118,7 +121,7 @@ func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		res, err := x.send(u, req, body)
 		if err == nil {
 			if !g.looped(res) {
-				x.served = u
+				x.served, x.answeredIn = u, x.table.clock.now()-began
 				g.answered(x.table, u, res.StatusCode)
 				return res, nil
 			}

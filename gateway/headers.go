@@ -30,6 +30,7 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	p.Out.Trailer = nil // each attempt has its own
 	x := exchangeOf(p.In.Context())
 	x.origin.setForwarded(h)
+	h["X-Request-Id"] = []string{x.id}
 	g.markHop(h)
 	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
@@ -52,7 +53,7 @@ func reserved(name string) bool {
 	}
 	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
 	switch name {
-	case "forwarded", "x-real-ip", "proxy": // proxy: CVE-2016-5385, httpoxy
+	case "forwarded", "x-real-ip", "x-request-id", "proxy": // proxy: CVE-2016-5385, httpoxy
 		return true
 	}
 	return strings.HasPrefix(name, "x-session-") || strings.HasPrefix(name, "x-forwarded-")

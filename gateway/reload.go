@@ -19,7 +19,7 @@ import (
 // is not in c gets no new requests, and its last ones are cut off after DrainTimeout: drain it before where that is
 // not enough. Upstreams and weights that were set by SetUpstream, RemoveUpstream and SetWeight are forgotten.
 //
-// TLS, Dial, OnRequest and Logger stay as they are. What else cannot change while the gateway runs is an error if it
+// TLS, Dial, OnRequest, Logger and AccessLog stay as they are. What else cannot change while the gateway runs is an error if it
 // does.
 func (g *Gateway) Reload(c Config) error {
 	if err := c.Validate(); err != nil {
@@ -30,6 +30,7 @@ func (g *Gateway) Reload(c Config) error {
 		return err
 	}
 	c.TLS, c.Dial, c.OnRequest, c.Logger = g.config.TLS, g.config.Dial, g.config.OnRequest, g.config.Logger
+	c.AccessLog, c.AccessLogFormat = g.config.AccessLog, g.config.AccessLogFormat
 	if err := g.resolveNew(c); err != nil {
 		return err
 	}
@@ -71,6 +72,7 @@ func (g *Gateway) fixed(c Config) error {
 		{"max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
 		{"max connections", g.config.MaxConnections, c.MaxConnections},
 		{"max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
+		{"https by certificate files", len(g.config.Certificates) > 0, len(c.Certificates) > 0},
 		{"PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
 	} {
 		if f.was != f.now {
