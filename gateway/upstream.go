@@ -19,6 +19,7 @@ type upstream struct {
 	id     string
 	url    *url.URL
 	host   string // of the URL in the configuration, with the port
+	http2  bool   // is allowed
 	weight int    // at least 1
 	zone   string
 	route  string // in session IDs, for AffinityRoute
