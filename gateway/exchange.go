@@ -87,7 +87,7 @@ func (a *attempt) trace() *httptrace.ClientTrace {
 		GotConn: func(info httptrace.GotConnInfo) {
 			c, secure := trackedConn(info.Conn)
 			a.conn, a.mark, a.reused = c, c.sent.Load(), info.Reused
-			if info.Reused && stale(c.Conn, secure) {
+			if info.WasIdle && stale(c.Conn, secure) { // h1 has looked
 				_ = c.Conn.Close() // nothing can be written on it: the request is not lost
 			}
 		},
@@ -141,7 +141,7 @@ func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		unconnected := a.conn == nil
 		g.attemptFailed(x.table, u, a, began, err)
 		err = fmt.Errorf("upstream %s: %w", u.id, err)
-		if a.mayHaveArrived() && !idempotent(req.Method) && !loop || !body.rewindable() {
+		if a.mayHaveArrived() && !repeatable(req, a) && !loop || !body.rewindable() {
 			return nil, err
 		}
 		if !unconnected && !loop {
@@ -226,6 +226,12 @@ func readSmall(res *http.Response, method string) error {
 type smallBody struct{ *bytes.Reader }
 
 func (*smallBody) Close() error { return nil }
+
+// repeatable reports whether a request may be sent again that may have arrived. Of one with an Idempotency-Key, the client says
+// that it may; that is believed where an old connection broke, as net/http does.
+func repeatable(r *http.Request, a *attempt) bool {
+	return idempotent(r.Method) || a.reused && (r.Header["Idempotency-Key"] != nil || r.Header["X-Idempotency-Key"] != nil)
+}
 
 // idempotent reports whether a request may be repeated when it is not known whether it arrived (RFC 9110, 9.2.2).
 func idempotent(method string) bool {

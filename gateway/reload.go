@@ -255,7 +255,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 			}
 		}
 		if was == nil || !sameTransport(&c, &old.config) {
-			u.transport = newTransport(&c, u.live, e.serverName(), e.HTTP2)
+			u.transport = newTransport(&c, u.live, u.url, e.serverName(), e.HTTP2)
 		}
 		t.upstreams = append(t.upstreams, u)
 	}

@@ -7,13 +7,61 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/holdfast-sessions/holdfast/gateway/internal/h1"
 )
 
-// newTransport returns the transport of one upstream, whose certificate is for name if that is given. It speaks HTTP/1.1,
-// and HTTP/2 if that is allowed and the upstream offers it. It does not use a proxy.
-func newTransport(c *Config, l *live, name string, http2 bool) *http.Transport {
+// transport sends requests to one upstream.
+type transport struct {
+	*http.Transport
+	plain *h1.Transport // for what it takes, as it costs less; nil with TLS
+}
+
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.plain != nil && h1.Takes(r) {
+		return t.plain.RoundTrip(r)
+	}
+	return t.Transport.RoundTrip(r)
+}
+
+func (t *transport) CloseIdleConnections() {
+	t.Transport.CloseIdleConnections()
+	if t.plain != nil {
+		t.plain.CloseIdleConnections()
+	}
+}
+
+const (
+	maxIdlePerUpstream     = 256
+	idlePerUpstream        = time.Minute
+	maxResponseHeaderBytes = 1 << 20
+)
+
+// newTransport returns the transport to an upstream at the given URL, whose certificate is for name if that is given. It
+// speaks HTTP/1.1, and HTTP/2 if that is allowed and the upstream offers it. It does not use a proxy.
+func newTransport(c *Config, l *live, to *url.URL, name string, http2 bool) *transport {
+	t := newHTTPTransport(c, l, name, http2)
+	if to.Scheme != "http" {
+		return &transport{Transport: t}
+	}
+	return &transport{t, &h1.Transport{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			address := to.Host // a socket's path
+			if _, ok := socketPath(address); !ok {
+				address = net.JoinHostPort(to.Hostname(), strconv.Itoa(int(portOf(to))))
+			}
+			return t.DialContext(ctx, "tcp", address)
+		},
+		Stale:                 func(nc net.Conn) bool { c, secure := trackedConn(nc); return stale(c.Conn, secure) },
+		ResponseHeaderTimeout: t.ResponseHeaderTimeout, MaxIdle: maxIdlePerUpstream, IdleTimeout: idlePerUpstream,
+		MaxResponseHeaderBytes: maxResponseHeaderBytes,
+	}}
+}
+
+func newHTTPTransport(c *Config, l *live, name string, http2 bool) *http.Transport {
 	t := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if path, ok := socketPath(address); ok {
@@ -25,9 +73,9 @@ func newTransport(c *Config, l *live, name string, http2 bool) *http.Transport {
 		TLSHandshakeTimeout:    c.DialTimeout,
 		ResponseHeaderTimeout:  c.ResponseHeaderTimeout,
 		ExpectContinueTimeout:  time.Second,
-		IdleConnTimeout:        time.Minute,
-		MaxIdleConnsPerHost:    256,
-		MaxResponseHeaderBytes: 1 << 20,
+		IdleConnTimeout:        idlePerUpstream,
+		MaxIdleConnsPerHost:    maxIdlePerUpstream,
+		MaxResponseHeaderBytes: maxResponseHeaderBytes,
 		DisableCompression:     true,
 		Protocols:              new(http.Protocols),
 		// Many requests share a connection of HTTP/2, and nothing else would tell that it is dead.

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/url"
 	"slices"
 	"sync"
@@ -25,7 +24,7 @@ type upstream struct {
 	route  string // in session IDs, for AffinityRoute
 	// maxRequests is how many requests it gets at once; 0: no limit.
 	maxRequests int64
-	transport   *http.Transport
+	transport   *transport
 	*live
 }
 
