@@ -1,4 +1,5 @@
-// Package filestore keeps records in one directory of files that any number of processes on one machine share.
+// Package filestore keeps records in one directory of files that any number of processes share, on one machine or, over
+// NFS, on several.
 //
 // It needs no server and no lock, neither flock nor a lock file: a write is decided by one rename, so that a process
 // that is killed, stopped, or swapped out at any point holds up nobody and undoes nothing (record.go has the
@@ -12,8 +13,9 @@
 //	defer store.Close()
 //	sessions, err := holdfast.New(store, holdfast.Config{})
 //
-// All processes must run as the user that owns the directory. It must be on a local disk: what NFS makes of these
-// calls when it repeats one is not provided for, and on Linux Open refuses network file systems.
+// All processes must run as the user that owns the directory. It must be on a local disk, and on Linux Open refuses network
+// file systems, unless Config.Network says NFS: then records are kept in a way that is right for machines that share a
+// directory over NFS (nfs.go has the argument).
 package filestore
 
 import (
