@@ -130,6 +130,22 @@ func TestCertificatesReloaded(t *testing.T) {
 			}
 			want("shop.example", 4)
 
+			// Reload names others, or is refused as a whole.
+			c.Upstreams, c.Certificates = upstreams("http://app:1"), []gateway.CertificateFiles{wild}
+			if err := g.Reload(c); err != nil {
+				t.Fatal(err)
+			}
+			want("shop.example", 2)
+			c.Certificates = []gateway.CertificateFiles{{CertFile: shop.CertFile, KeyFile: wild.KeyFile}}
+			if err := g.Reload(c); err == nil || !strings.Contains(err.Error(), "is not for the key") {
+				t.Errorf("reload with a key of another certificate: %v", err)
+			}
+			want("shop.example", 2)
+			c.Certificates = nil
+			if err := g.Reload(c); err == nil || !strings.Contains(err.Error(), "restart the gateway") {
+				t.Errorf("reload without certificates: %v", err)
+			}
+
 			mustWrite(t, wild.CertFile, 0o644, "garbage")
 			time.Sleep(time.Minute)
 			want("blog.example", 2)

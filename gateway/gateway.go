@@ -143,6 +143,9 @@ func (g *Gateway) refuse(r *http.Request, c *Config) (status int, why string) {
 		return http.StatusNotImplemented, "CONNECT is not supported."
 	case r.URL.Opaque != "" || r.URL.User != nil || !strings.HasPrefix(r.URL.Path, "/") && r.URL.Host == "":
 		return http.StatusBadRequest, "The request target is not a path."
+	case r.ProtoMajor == 2 && misframed2(r):
+		g.rejections.framing.Add(1)
+		return http.StatusBadRequest, "What the request says about its length or host contradicts itself."
 	case c.tooLargeHeader(r):
 		g.rejections.headers.Add(1)
 		return http.StatusRequestHeaderFieldsTooLarge, "The request has too large a header, or too many headers or cookies. Deleting this site's cookies may help."

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -191,6 +193,25 @@ type guardKey struct{}
 func misframed(r *http.Request) bool {
 	g, ok := r.Context().Value(guardKey{}).(guard)
 	return ok && g.Refused()
+}
+
+// misframed2 reports what net/http lets pass of HTTP/2 although an upstream might read it differently. Over HTTP/1, the guard
+// has refused it.
+func misframed2(r *http.Request) bool {
+	if v := r.Header["Content-Length"]; len(v) > 1 || len(v) == 1 && v[0] != strconv.FormatInt(r.ContentLength, 10) {
+		return true
+	}
+	for name, values := range r.Header {
+		switch name {
+		case "Content_length", "Content_Length", "Transfer_encoding", "Transfer_Encoding":
+			return true
+		case "Host":
+			if len(values) != 1 || !strings.EqualFold(values[0], r.Host) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // looksLikeHTTP reports whether the first bytes of what should be TLS are those of a request.

@@ -31,6 +31,10 @@ func (g *Gateway) Reload(c Config) error {
 	}
 	c.TLS, c.Dial, c.OnRequest, c.Logger = g.config.TLS, g.config.Dial, g.config.OnRequest, g.config.Logger
 	c.AccessLog, c.AccessLogFormat = g.config.AccessLog, g.config.AccessLogFormat
+	certificates, err := loadCertificates(c)
+	if err != nil {
+		return err
+	}
 	if err := g.resolveNew(c); err != nil {
 		return err
 	}
@@ -41,6 +45,9 @@ func (g *Gateway) Reload(c Config) error {
 	if err := g.install(c); err != nil {
 		g.weights = weights
 		return err
+	}
+	if certificates != nil { // and so before, see fixed
+		g.certificates.take(certificates)
 	}
 	c.Logger.Info("configuration loaded", "upstreams", len(c.Upstreams), "affinity", c.Affinity)
 	return nil
