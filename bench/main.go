@@ -2,7 +2,7 @@
 // docs/BENCHMARKS.md: what a request costs over memory, Redis, MariaDB and PostgreSQL, how a session that many requests use at once
 // behaves, and what is lost when requests overlap.
 //
-//	go run . [-all] [-stores memory,redis,mysql,postgres] [-requests read,write] [-sample 20ms] [-rounds 7] [-update FILE]
+//	go run . [-all] [-stores memory,redis,mysql,postgres] [-requests read,write] [-sealed] [-sample 20ms] [-rounds 7] [-update FILE]
 //
 // Only ratios are worth anything. Every library answers the same requests in turn, round by round, and what is
 // printed is the median round. For profiles use go test -bench.
@@ -23,7 +23,7 @@ import (
 func main() {
 	var e effort
 	all := flag.Bool("all", false, "measure every combination of size and number of fields (minutes)")
-	sealed := flag.Bool("sealed", false, "measure sessions in cookies also if only some requests are measured, or no store (-stores none)")
+	sealed := flag.Bool("sealed", false, "measure sessions in cookies also if only some requests are measured, or no store (-stores '')")
 	stores := flag.String("stores", strings.Join(allStores, ","), "where sessions are kept")
 	document := flag.String("update", "", "a Markdown file to put the tables into, such as ../docs/BENCHMARKS.md")
 	flag.DurationVar(&e.sample, "sample", 20*time.Millisecond, "how long one sample takes")
@@ -85,6 +85,9 @@ func run(out io.Writer, all, sealed bool, stores []string, e effort) error {
 		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), e.rounds, e.sample)
 	var places []server
 	for _, kind := range stores {
+		if kind == "" {
+			continue
+		}
 		if kind == "memory" {
 			places = append(places, server{})
 			continue

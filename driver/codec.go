@@ -208,7 +208,7 @@ func (f Fields) With(changes ...Change) Fields {
 		return f
 	}
 	changes = lastOfEach(changes)
-	size := len(f.b)
+	size := 0
 	for _, c := range changes {
 		if len(c.Name) > MaxName || uint64(len(c.Value)) > math.MaxUint32 {
 			panic("driver: field name or value too long")
@@ -227,17 +227,29 @@ func (f Fields) With(changes ...Change) Fields {
 		}
 		changed = func(name []byte) bool { _, ok := set[string(name)]; return ok }
 	}
-	out := make([]byte, 0, size)
+	// What stays is copied in runs of fields: there are more fields than changes as a rule.
+	var room [16][]byte
+	runs, run := room[:0], f.b
 	for b := f.b; len(b) > 0; {
 		name, _, rest, ok := cutField(b)
 		if !ok {
+			run = run[:len(run)-len(b)]
 			break
 		}
-		if !changed(name) {
-			out = append(out, b[:len(b)-len(rest)]...)
+		if changed(name) {
+			if stays := run[:len(run)-len(b)]; len(stays) > 0 {
+				runs = append(runs, stays)
+				size += len(stays)
+			}
+			run = rest
 		}
 		b = rest
 	}
+	out := make([]byte, 0, size+len(run))
+	for _, stays := range runs {
+		out = append(out, stays...)
+	}
+	out = append(out, run...)
 	for _, c := range changes {
 		if !c.Delete {
 			out = binary.BigEndian.AppendUint16(out, uint16(len(c.Name)))

@@ -43,7 +43,7 @@ func (a *hashAffinity) prefer(r *http.Request, ok func(*upstream) bool, say *ste
 		}
 		return nil
 	}
-	i := a.nodes.Pick("value "+v, func(i int) bool { return ok(a.upstreams[i]) })
+	i := a.nodes.Pick(v, func(i int) bool { return ok(a.upstreams[i]) })
 	if i < 0 {
 		if say != nil {
 			say.add("by hash, but no upstream takes the request now")

@@ -122,3 +122,24 @@ func TestReloadMovesOnlyItsOwn(t *testing.T) {
 		before = after
 	}
 }
+
+// An upstream that is full keeps its clients waiting, but none that only a hash would send there.
+func TestFullUpstreamTakesNoNewClients(t *testing.T) {
+	all := weighted(1, 1, 1)
+	for i := range all {
+		all[i].MaxRequests = 2
+	}
+	g := mustNew(t, gateway.Config{Upstreams: all, Affinity: gateway.AffinitySession, Key: testKey, SessionHeader: "Session", SessionByAddress: true})
+	r := withCookies()
+	r.RemoteAddr = "192.0.2.1:1"
+	home, _ := g.Prefer(r)
+	g.SetActive(home, 2)
+	if got, _ := g.Prefer(r); got == home || got == "" {
+		t.Errorf("a new client goes to %q, where %q is full", got, home)
+	}
+	r.Header.Set("Session", "s1")
+	g.Answered(r, home, &http.Response{StatusCode: 200, Header: http.Header{}})
+	if got, _ := g.Prefer(r); got != home {
+		t.Errorf("a client of %s, which is full, goes to %q", home, got)
+	}
+}

@@ -4,8 +4,10 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -176,18 +178,21 @@ func TestOnRequest(t *testing.T) {
 	g := mustRun(t, "h1", gateway.Config{
 		Upstreams: upstreams(refusing(t), mustApp(t, says("b"))),
 		OnRequest: func(r gateway.Request) {
-			if r.Duration <= 0 {
-				t.Errorf("duration %v", r.Duration)
+			if r.Duration <= 0 || r.UpstreamDuration <= 0 || r.UpstreamDuration > r.Duration || len(r.ID) != 32 || r.Time.IsZero() {
+				t.Errorf("durations %v, %v, ID %q, time %v", r.Duration, r.UpstreamDuration, r.ID, r.Time)
 			}
-			r.Duration = 0
+			r.Duration, r.UpstreamDuration, r.ID, r.Time = 0, 0, "", time.Time{}
 			seen = append(seen, r)
 			done <- struct{}{}
 		},
 	})
-	g.send("POST", "/x;jsessionid=secret?token=secret", "")
+	g.send("POST", "/x;jsessionid=secret?token=secret", "body")
 	<-done
-	want := []gateway.Request{{Method: "POST", Path: "/x", Status: 200, Upstream: "b", Attempts: 2}}
-	if d := cmp.Diff(want, seen); d != "" {
+	want := []gateway.Request{{
+		Client: netip.MustParseAddr("127.0.0.1"), Method: "POST", Host: g.url[len("http://"):], Path: "/x", Proto: "HTTP/1.1", Status: 200,
+		BytesIn: 4, BytesOut: 1, Upstream: "b", Attempts: 2,
+	}}
+	if d := cmp.Diff(want, seen, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("OnRequest (-want +got):\n%s", d)
 	}
 	if s := g.Stats(); s.Requests != 1 || s.Failed != 0 || s.Upstreams[0].Failures != 1 || s.Upstreams[0].Repeats != 1 || s.Upstreams[1].Requests != 1 {

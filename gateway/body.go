@@ -20,6 +20,11 @@ type replay struct {
 	expects      bool        // the client sends nothing before it is asked to
 	begun, ended atomic.Bool // reading from the client
 
+	// announced is the client's trailer, whose values are there once the body has ended, and passed is what of it
+	// upstreams get, by name.
+	announced http.Header
+	passed    []string
+
 	// mu guards the fields below. It is held while reading from the client: an attempt that was given up may still
 	// be reading when the next begins, and what it reads must not be lost.
 	mu   sync.Mutex
@@ -29,11 +34,11 @@ type replay struct {
 }
 
 // newReplay returns the body of r, or nil if it has none.
-func newReplay(r *http.Request) *replay {
+func newReplay(r *http.Request, trailer http.Header, passed []string) *replay {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	b := &replay{src: r.Body, expects: r.Header.Get("Expect") != ""}
+	b := &replay{src: r.Body, expects: r.Header.Get("Expect") != "", announced: trailer, passed: passed}
 	if n := r.ContentLength; n > 0 && n <= maxReplay {
 		b.kept = make([]byte, 0, n)
 	}
@@ -41,7 +46,16 @@ func newReplay(r *http.Request) *replay {
 }
 
 // attempt returns the body from its beginning.
-func (b *replay) attempt() io.ReadCloser { return &attemptBody{replay: b} }
+func (b *replay) attempt() *attemptBody {
+	a := &attemptBody{replay: b}
+	if len(b.passed) > 0 {
+		a.trailer = make(http.Header, len(b.passed))
+		for _, name := range b.passed {
+			a.trailer[name] = nil // announces it
+		}
+	}
+	return a
+}
 
 // streaming reports whether the client is still sending. It does not wait for the client, as the others may.
 func (b *replay) streaming() bool {
@@ -75,7 +89,8 @@ var errLost = errors.New("request body cannot be sent again")
 
 type attemptBody struct {
 	*replay
-	off int
+	off     int
+	trailer http.Header // has values once Read has returned io.EOF
 }
 
 func (a *attemptBody) Read(p []byte) (int, error) {
@@ -91,6 +106,7 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 		return 0, errLost
 	}
 	if b.err != nil {
+		a.complete()
 		return 0, b.err
 	}
 	b.begun.Store(true)
@@ -105,7 +121,22 @@ func (a *attemptBody) Read(p []byte) (int, error) {
 	default:
 		b.kept = append(b.kept, p[:n]...)
 	}
+	a.complete()
 	return n, err
+}
+
+// complete takes the trailer over once the body has ended. b.mu is held.
+func (a *attemptBody) complete() {
+	if a.err != io.EOF {
+		return
+	}
+	for _, name := range a.passed {
+		if values := a.announced[name]; len(values) > 0 {
+			a.trailer[name] = values
+		} else {
+			delete(a.trailer, name)
+		}
+	}
 }
 
 // Close leaves the client's body open: closing it would read it to its end. ReverseProxy closes it.

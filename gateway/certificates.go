@@ -26,12 +26,12 @@ const certificatePoll = 10 * time.Second
 
 // certificates are those of Config.Certificates, as the files were when they were last good.
 type certificates struct {
-	files   []CertificateFiles
 	logger  *slog.Logger
 	current atomic.Pointer[[]tls.Certificate]
 
 	// mu guards the fields below, and is held while files are read.
 	mu    sync.Mutex
+	files []CertificateFiles
 	tried [][]byte // what the files last held, good or not
 }
 
@@ -52,14 +52,17 @@ func (s *certificates) load() (changed bool, err error) {
 	var found [][]byte
 	var pairs []tls.Certificate
 	var errs []error
-	for _, f := range s.files {
+	for i, f := range s.files {
+		bad := func(name, format string, args ...any) {
+			errs = append(errs, &ConfigError{fmt.Sprintf("Certificates[%d].%s", i, name), fmt.Errorf(format, args...)})
+		}
 		chain, err := os.ReadFile(f.CertFile)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("gateway: certificate: %w", err))
+			bad("CertFile", "certificate: %w", err)
 		}
 		key, err := readKeyFile(f.KeyFile)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("gateway: key of certificate %s: %w", f.CertFile, err))
+			bad("KeyFile", "key of certificate %s: %w", f.CertFile, err)
 		}
 		found = append(found, chain, key)
 		if chain == nil || key == nil {
@@ -70,9 +73,9 @@ func (s *certificates) load() (changed bool, err error) {
 		case err == nil:
 			pairs = append(pairs, pair)
 		case strings.Contains(err.Error(), "does not match"):
-			errs = append(errs, fmt.Errorf("gateway: certificate %s is not for the key in %s: give the key that it was made with, or have a new certificate made for this key", f.CertFile, f.KeyFile))
+			bad("KeyFile", "certificate %s is not for the key in %s: give the key that it was made with, or have a new certificate made for this key", f.CertFile, f.KeyFile)
 		default:
-			errs = append(errs, fmt.Errorf("gateway: certificate %s with key %s: %w", f.CertFile, f.KeyFile, err))
+			bad("CertFile", "certificate %s with key %s: %w", f.CertFile, f.KeyFile, err)
 		}
 	}
 	if slices.EqualFunc(found, s.tried, bytes.Equal) && s.tried != nil {
@@ -89,6 +92,19 @@ func (s *certificates) load() (changed bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// use takes other files. If anything is wrong with one, all stays as it is.
+func (s *certificates) use(files []CertificateFiles) error {
+	next := &certificates{files: slices.Clone(files), logger: s.logger}
+	if _, err := next.load(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files, s.tried = next.files, next.tried
+	s.current.Store(next.current.Load())
+	return nil
 }
 
 // readKeyFile reads a private key, which must not be for everybody to read.
@@ -124,7 +140,7 @@ func (g *Gateway) ReloadCertificates() error {
 	case err != nil && changed:
 		g.config.Logger.Error("certificates not loaded: those from before stay in use", "err", err)
 	case err == nil && changed:
-		g.config.Logger.Info("certificates loaded", "count", len(g.config.Certificates))
+		g.config.Logger.Info("certificates loaded", "count", len(*g.certificates.current.Load()))
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -22,8 +23,10 @@ type Upstream struct {
 	// ID is what the affinity cookie names, so it must stay the same when the order or the number of the upstreams
 	// changes: 1 to 64 of A-Z a-z 0-9 . _ -. Empty: 8 characters of a hash of URL.
 	ID string
-	// URL is http://host:port or https://host:port, with a path if the application lives under one.
+	// URL is http://host:port or https://host:port, with a path if the application lives under one, or unix:/path/to/socket.
 	URL string
+	// HTTP2 lets an https upstream choose HTTP/2. Requests then share connections, and one that breaks takes more along.
+	HTTP2 bool
 
 	// Resolve makes every address that the name in URL has an upstream of its own, with an ID made of this one and the
 	// address. The name is looked up by Run, again every Config.ResolveEvery, and when it comes with a Reload. Without
@@ -194,6 +197,12 @@ type Config struct {
 
 	// Dial connects to an upstream. Nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// AccessLog gets a line for each request, in batches: once a second, and when there are 64 KiB. Run writes it, and at its
+	// end what is left. When there are 1 MiB that nobody takes, lines are dropped and counted; requests never wait. Nil:
+	// none.
+	AccessLog io.Writer
+	// AccessLogFormat is AccessLogJSON if empty.
+	AccessLogFormat AccessLogFormat
 	// OnRequest is called when a request is over, on its goroutine.
 	OnRequest func(Request)
 	// Logger is slog.Default() if nil. It never gets a token, a cookie or a query string.
@@ -234,6 +243,9 @@ func (c Config) withDefaults() Config {
 		c.ZoneMinimum = 0.5
 	}
 	c.withLimitDefaults()
+	if c.AccessLogFormat == "" {
+		c.AccessLogFormat = AccessLogJSON
+	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: c.DialTimeout}).DialContext
 	}
@@ -281,6 +293,9 @@ func (c Config) Validate() error {
 		if err != nil {
 			bad(upstreamField(i, "URL"), "upstream %d: %w", i+1, err)
 			continue
+		}
+		if u.HTTP2 && parsed.Scheme != "https" {
+			bad(upstreamField(i, "HTTP2"), "upstream %d: HTTP/2 is for https upstreams, which can say that they speak it", i+1)
 		}
 		id := u.id(parsed)
 		if !upstreamID.MatchString(id) {
@@ -336,6 +351,9 @@ func (c Config) Validate() error {
 	}
 	c.validateClients(bad)
 	c.validateLimits(bad)
+	if f := c.AccessLogFormat; f != AccessLogJSON && f != AccessLogCombined {
+		bad("AccessLogFormat", "access log format %q unknown (want json, combined)", f)
+	}
 	for i, f := range c.Certificates {
 		if f.CertFile == "" || f.KeyFile == "" {
 			bad("Certificates", "certificate %d: give both the file of the certificate and that of its key", i+1)
@@ -346,6 +364,9 @@ func (c Config) Validate() error {
 
 // parse returns the URL of u. Its errors do not show the URL where that may hold a password.
 func (u Upstream) parse() (*url.URL, error) {
+	if strings.HasPrefix(u.URL, "unix:") {
+		return parseSocket(u.URL)
+	}
 	p, err := url.Parse(u.URL)
 	switch {
 	case err != nil:
@@ -357,7 +378,7 @@ func (u Upstream) parse() (*url.URL, error) {
 	case p.User != nil:
 		return nil, errors.New("URL has a user name or password: remove it (want http://host:port)")
 	case p.Scheme != "http" && p.Scheme != "https":
-		return nil, fmt.Errorf("URL %q: want http://host:port or https://host:port", u.URL)
+		return nil, fmt.Errorf("URL %q: want http://host:port, https://host:port or unix:/path/to/socket", u.URL)
 	case p.Hostname() == "":
 		return nil, fmt.Errorf("URL %q has no host (want http://host:port)", u.URL)
 	case p.RawQuery != "" || p.ForceQuery || p.Fragment != "":

@@ -56,6 +56,8 @@ func TestConfigErrors(t *testing.T) {
 		{"no proxies", gateway.Config{Upstreams: one, UseForwarded: true, ProxyProtocol: true}, []string{"Forwarded is believed of", "PROXY protocol is spoken with"}},
 		{"signature key", gateway.Config{Upstreams: one, SignatureKey: []byte("short")}, []string{"signature key of 5 bytes"}},
 		{"zero signature key", gateway.Config{Upstreams: one, SignatureKey: make([]byte, 32)}, []string{"signature key is all zeros"}},
+		{"transports", gateway.Config{Upstreams: []gateway.Upstream{{URL: "http://a", HTTP2: true}, {URL: "unix:app.sock"}, {URL: "unix://host/app.sock"}, {URL: "unix:/a:b"}, {URL: "unix:/" + strings.Repeat("x", 107)}}},
+			[]string{"upstream 1: HTTP/2 is for https", "upstream 2: URL \"unix:app.sock\": want unix:/path", "upstream 3: URL", "upstream 4: URL \"unix:/a:b\": a path with a colon", "upstream 5: path of the socket is longer"}},
 		{"prefixed name", gateway.Config{Upstreams: one, Cookie: gateway.Cookie{Name: "__Host-x"}}, []string{"without a __ prefix"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

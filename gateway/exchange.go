@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type exchange struct {
 	in         *http.Request
 	writer     clientWriter
 	origin     origin
+	id         string // of the request
 	cancel     context.CancelFunc
 	unwatch    func() bool // undoes server.watch, or nil
 	began      time.Time
@@ -43,6 +45,8 @@ type exchange struct {
 	clientBody *clientBody // what body reads from, or nil
 	duplex     bool        // the answer begins while the client is still sending, over HTTP/1
 	attempts   int
+	bound      bool          // the answer binds the client to served
+	answeredIn time.Duration // from the beginning of the last attempt until the header of its answer
 	status     int
 
 	attempt attempt
@@ -51,12 +55,19 @@ type exchange struct {
 
 // attempt is what the transport did with a request. It calls the hooks of trace on the goroutine of RoundTrip.
 type attempt struct {
-	asked  bool // for a connection; if not, the request itself was refused
+	asked  int // for a connection; if not, the request itself was refused
 	conn   *conn
-	mark   int64 // what had been sent on conn before
-	reused bool  // conn
-	sent   bool  // bytes of the request, on an earlier connection
+	mark   int64  // what had been sent on conn before
+	reused bool   // conn
+	sent   bool   // bytes of the request, on an earlier connection
+	giveUp func() // or nil
 }
+
+// maxAsked is how many connections of HTTP/2 one attempt may use. The transport itself would go on for ever with an
+// upstream that resets each stream for a breach of protocol.
+const maxAsked = 4
+
+var errAsked = errors.New("breaks every connection of HTTP/2")
 
 // mayHaveArrived reports whether any of the request was sent.
 func (a *attempt) mayHaveArrived() bool {
@@ -68,12 +79,15 @@ func (a *attempt) trace() *httptrace.ClientTrace {
 		// The transport itself repeats some requests on another connection.
 		GetConn: func(string) {
 			a.sent = a.mayHaveArrived()
-			a.asked, a.conn = true, nil
+			a.conn = nil
+			if a.asked++; a.asked > maxAsked && a.giveUp != nil {
+				a.giveUp()
+			}
 		},
 		GotConn: func(info httptrace.GotConnInfo) {
 			c, secure := trackedConn(info.Conn)
 			a.conn, a.mark, a.reused = c, c.sent.Load(), info.Reused
-			if info.Reused && stale(c.Conn, secure) {
+			if info.WasIdle && stale(c.Conn, secure) { // h1 has looked
 				_ = c.Conn.Close() // nothing can be written on it: the request is not lost
 			}
 		},
@@ -91,7 +105,7 @@ type forwarder struct{ *Gateway }
 func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	x := exchangeOf(ctx)
-	body := newReplay(req)
+	body := newReplay(req, x.in.Trailer, x.table.config.trailerNames(x.in.Trailer))
 	x.body = body
 	var tried []*live
 	u, err := x.next(ctx, nil)
@@ -107,7 +121,7 @@ func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 		res, err := x.send(u, req, body)
 		if err == nil {
 			if !g.looped(res) {
-				x.served = u
+				x.served, x.answeredIn = u, x.table.clock.now()-began
 				g.answered(x.table, u, res.StatusCode)
 				return res, nil
 			}
@@ -120,14 +134,14 @@ func (g forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("%w: %w", x.clientFault(), err)
 		case ctx.Err() != nil:
 			return nil, x.orGone(ctx, err)
-		case body.clientError() != nil || !a.asked:
+		case body.clientError() != nil || a.asked == 0:
 			return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 		}
 		loop := errors.Is(err, errLoop)
 		unconnected := a.conn == nil
 		g.attemptFailed(x.table, u, a, began, err)
 		err = fmt.Errorf("upstream %s: %w", u.id, err)
-		if a.mayHaveArrived() && !idempotent(req.Method) && !loop || !body.rewindable() {
+		if a.mayHaveArrived() && !repeatable(req, a) && !loop || !body.rewindable() {
 			return nil, err
 		}
 		if !unconnected && !loop {
@@ -169,15 +183,24 @@ func (x *exchange) orGone(ctx context.Context, err error) error {
 func (x *exchange) send(u *upstream, req *http.Request, body *replay) (*http.Response, error) {
 	x.attempts++
 	x.attempt = attempt{}
-	out := req.WithContext(req.Context()) // a shallow copy
+	ctx := req.Context()
+	if u.http2 {
+		given, giveUp := context.WithCancelCause(ctx) // ends with the request
+		ctx, x.attempt.giveUp = given, func() { giveUp(errAsked) }
+	}
+	out := req.WithContext(ctx) // a shallow copy
 	target := *req.URL
 	out.URL = &target
 	(&httputil.ProxyRequest{Out: out}).SetURL(u.url)
-	out.Host = req.Host
+	out.Host = cmp.Or(req.Host, u.host)
 	if body != nil {
-		out.Body = body.attempt()
+		a := body.attempt()
+		out.Body, out.Trailer = a, a.trailer
 	}
 	res, err := u.transport.RoundTrip(out)
+	if err != nil && context.Cause(ctx) == errAsked {
+		err = errAsked
+	}
 	if err == nil && idempotent(req.Method) {
 		err = readSmall(res, req.Method)
 	}
@@ -203,6 +226,12 @@ func readSmall(res *http.Response, method string) error {
 type smallBody struct{ *bytes.Reader }
 
 func (*smallBody) Close() error { return nil }
+
+// repeatable reports whether a request may be sent again that may have arrived. Of one with an Idempotency-Key, the client says
+// that it may; that is believed where an old connection broke, as net/http does.
+func repeatable(r *http.Request, a *attempt) bool {
+	return idempotent(r.Method) || a.reused && (r.Header["Idempotency-Key"] != nil || r.Header["X-Idempotency-Key"] != nil)
+}
 
 // idempotent reports whether a request may be repeated when it is not known whether it arrived (RFC 9110, 9.2.2).
 func idempotent(method string) bool {

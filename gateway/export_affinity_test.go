@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"time"
@@ -78,4 +79,23 @@ func (g *Gateway) Rebuild(c Config) error {
 	}
 	g.table.Store(t)
 	return nil
+}
+
+// Preferring returns what the affinity does for each request like r, answered by the upstream that it wants or else the
+// first.
+func (g *Gateway) Preferring(r *http.Request) func() {
+	t := g.table.Load()
+	res := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}}
+	ok := func(*upstream) bool { return true }
+	x := &exchange{gateway: g, origin: g.config.originOf(r)}
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	return func() {
+		x.known = known{}
+		u := t.affinity.prefer(r, ok, nil)
+		if u == nil {
+			u = t.upstreams[0]
+		}
+		clear(res.Header)
+		t.affinity.answered(r, u, res)
+	}
 }

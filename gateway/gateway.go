@@ -58,6 +58,7 @@ type Gateway struct {
 	rejections rejections
 
 	certificates *certificates // or nil
+	access       *accessLog    // or nil
 }
 
 // New returns a Gateway, or everything that is wrong with c. It connects to nothing.
@@ -71,6 +72,7 @@ func New(c Config) (*Gateway, error) {
 	if g.certificates, err = loadCertificates(c); err != nil {
 		return nil, err
 	}
+	g.access = newAccessLog(c)
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err
@@ -87,32 +89,18 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-// newTransport returns the transport of one upstream, whose certificate is for name if that is given. It speaks HTTP/1.1 and does not use a proxy.
-func newTransport(c *Config, l *live, name string) *http.Transport {
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return l.dial(ctx, c, network, address)
-		},
-		TLSClientConfig:        clientTLS(c.UpstreamTLS, name),
-		TLSHandshakeTimeout:    c.DialTimeout,
-		ResponseHeaderTimeout:  c.ResponseHeaderTimeout,
-		ExpectContinueTimeout:  time.Second,
-		IdleConnTimeout:        time.Minute,
-		MaxIdleConnsPerHost:    256,
-		MaxResponseHeaderBytes: 1 << 20,
-		DisableCompression:     true,
-		Protocols:              new(http.Protocols),
-	}
-	t.Protocols.SetHTTP1(true)
-	return t
-}
-
 // ServeHTTP passes r on to an upstream.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.requests.Add(1)
+	if s := serverOf(r.Context()); s != nil {
+		s.handlers.Add(1)
+		defer s.handlers.Done()
+	}
 	x := &exchange{gateway: g, in: r, began: time.Now(), table: g.table.Load()}
 	x.writer = clientWriter{ResponseWriter: w, timeout: g.config.WriteTimeout, http2: r.ProtoMajor == 2}
 	w = &x.writer
+	x.origin = x.table.config.originOf(r)
+	x.id = requestID(r, &x.origin)
 	defer g.over(x)
 	defer x.writer.end()
 	status, why := g.refuse(r, &x.table.config)
@@ -130,13 +118,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.cancel = cancel
-	x.origin = x.table.config.originOf(r)
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
-	if s := serverOf(ctx); s != nil {
-		s.handlers.Add(1)
-		defer s.handlers.Done()
-	}
 	r = r.WithContext(ctx)
 	x.in = r
 	if r.Body != nil && r.Body != http.NoBody {
@@ -183,7 +166,9 @@ func (g *Gateway) answer(res *http.Response) error {
 		// By default http.Server takes up to 256 KiB of the body away before it writes a header.
 		x.duplex = http.NewResponseController(&x.writer).EnableFullDuplex() == nil
 	}
+	cookies := len(res.Header["Set-Cookie"])
 	x.table.affinity.answered(x.in, x.served, res)
+	x.bound = len(res.Header["Set-Cookie"]) > cookies
 	if endless(res) && res.StatusCode != http.StatusSwitchingProtocols {
 		res.Body = &eventStream{res.Body, x.served, serverOf(ctx)}
 	}
@@ -257,37 +242,16 @@ func (g *Gateway) over(x *exchange) {
 	if x.unwatch != nil {
 		x.unwatch()
 	}
-	if g.config.OnRequest == nil {
+	if g.config.OnRequest == nil && g.access == nil {
 		return
 	}
-	r := Request{
-		Method: x.in.Method, Path: pathOf(x.in), Status: x.status, Attempts: x.attempts, Duration: time.Since(x.began),
+	r := x.request()
+	if g.access != nil {
+		g.access.add(&entry{r, referrerOf(x.in), x.in.UserAgent()})
 	}
-	if x.served != nil {
-		r.Upstream = x.served.id
+	if g.config.OnRequest != nil {
+		g.config.OnRequest(r)
 	}
-	g.config.OnRequest(r)
-}
-
-// pathOf returns the path of r without parameters, which may hold a token (;jsessionid=).
-func pathOf(r *http.Request) string {
-	path, _, _ := strings.Cut(r.URL.Path, ";")
-	return path
-}
-
-// Request is what Config.OnRequest gets to know. It holds no secret.
-type Request struct {
-	Method string
-	// Path is without query and without ;parameters.
-	Path string
-	// Status is what the client got, perhaps broken off midway; 499 if it went away before.
-	Status int
-	// Upstream is the ID of the one that answered, or empty.
-	Upstream string
-	// Attempts counts how often the request was sent or tried to be, over all upstreams.
-	Attempts int
-	// Duration is until the last byte of the answer.
-	Duration time.Duration
 }
 
 // UpstreamStats is the state of an upstream.
@@ -318,7 +282,7 @@ func (g *Gateway) Upstreams() []UpstreamStats {
 	for i, u := range upstreams {
 		state, until := u.state()
 		all[i] = UpstreamStats{
-			ID: u.id, URL: u.url.String(), Up: state == StateUp, State: state, DrainUntil: until,
+			ID: u.id, URL: urlText(u.url), Up: state == StateUp, State: state, DrainUntil: until,
 			Weight: u.weight, Zone: u.zone, Active: int(u.active.Load()),
 			Requests: u.requests.Load(), Failures: u.failures.Load(), Repeats: u.repeats.Load(),
 			MaxRequests: int(u.maxRequests), Waiting: int(u.waiting.Load()),
@@ -335,6 +299,8 @@ type Stats struct {
 	Requests, Unavailable, Failed, Rejected uint64
 	// Rejections are by why, those of connections included, which are not in Rejected.
 	Rejections Rejections
+	// AccessLogDropped counts lines of the access log that were dropped.
+	AccessLogDropped uint64
 	// Waiting is how many wait for a place at an upstream now.
 	Waiting   int
 	Upstreams []UpstreamStats
@@ -343,9 +309,13 @@ type Stats struct {
 
 // Stats returns the counters.
 func (g *Gateway) Stats() Stats {
+	var dropped uint64
+	if g.access != nil {
+		dropped = g.access.dropped.Load()
+	}
 	return Stats{
 		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
-		Rejections: g.rejections.stats(), Waiting: int(g.queue.waiting.Load()),
+		Rejections: g.rejections.stats(), AccessLogDropped: dropped, Waiting: int(g.queue.waiting.Load()),
 		Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
 	}
 }

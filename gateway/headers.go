@@ -22,14 +22,15 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 		}
 	}
 	// An upgrade to another HTTP would be a tunnel past everything that is stripped here (h2c smuggling).
-	if up := h.Get("Upgrade"); up != "" && !strings.EqualFold(up, "websocket") {
+	// One with a body would leave its end to whoever answers.
+	if up := h.Get("Upgrade"); up != "" && (!strings.EqualFold(up, "websocket") || p.In.Method != http.MethodGet || p.In.ContentLength != 0) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}
-	// A request's trailer would arrive unstripped.
-	p.Out.Trailer = nil
+	p.Out.Trailer = nil // each attempt has its own
 	x := exchangeOf(p.In.Context())
 	x.origin.setForwarded(h)
+	h["X-Request-Id"] = []string{x.id}
 	g.markHop(h)
 	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
@@ -52,7 +53,7 @@ func reserved(name string) bool {
 	}
 	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
 	switch name {
-	case "forwarded", "x-real-ip", "proxy": // proxy: CVE-2016-5385, httpoxy
+	case "forwarded", "x-real-ip", "x-request-id", "proxy": // proxy: CVE-2016-5385, httpoxy
 		return true
 	}
 	return strings.HasPrefix(name, "x-session-") || strings.HasPrefix(name, "x-forwarded-")

@@ -178,6 +178,10 @@ func piped(t *testing.T, c gateway.Config, app http.HandlerFunc, f func(t *testi
 	running.Wait()
 }
 
+func pipeTransport(dial func() net.Conn) *http.Transport {
+	return &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return dial(), nil }}
+}
+
 // Attack 40: who sends a header or a body too slowly is cut off, when the time is over, and others are served meanwhile.
 func TestSlowClients(t *testing.T) {
 	const head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"

@@ -19,7 +19,7 @@ import (
 // is not in c gets no new requests, and its last ones are cut off after DrainTimeout: drain it before where that is
 // not enough. Upstreams and weights that were set by SetUpstream, RemoveUpstream and SetWeight are forgotten.
 //
-// TLS, Dial, OnRequest and Logger stay as they are. What else cannot change while the gateway runs is an error if it
+// TLS, Dial, OnRequest, Logger and AccessLog stay as they are. What else cannot change while the gateway runs is an error if it
 // does.
 func (g *Gateway) Reload(c Config) error {
 	if err := c.Validate(); err != nil {
@@ -30,6 +30,7 @@ func (g *Gateway) Reload(c Config) error {
 		return err
 	}
 	c.TLS, c.Dial, c.OnRequest, c.Logger = g.config.TLS, g.config.Dial, g.config.OnRequest, g.config.Logger
+	c.AccessLog, c.AccessLogFormat = g.config.AccessLog, g.config.AccessLogFormat
 	if err := g.resolveNew(c); err != nil {
 		return err
 	}
@@ -71,6 +72,7 @@ func (g *Gateway) fixed(c Config) error {
 		{"max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
 		{"max connections", g.config.MaxConnections, c.MaxConnections},
 		{"max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
+		{"https by certificate files", len(g.config.Certificates) > 0, len(c.Certificates) > 0},
 		{"PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
 	} {
 		if f.was != f.now {
@@ -230,7 +232,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 		}
 		seen[e.id] = true
 		u := &upstream{
-			id: e.id, url: e.to, host: e.url.Host, weight: e.share(), zone: e.Zone, maxRequests: int64(e.MaxRequests),
+			id: e.id, url: e.to, host: hostOf(e.url), http2: e.HTTP2, weight: e.share(), zone: e.Zone, maxRequests: int64(e.MaxRequests),
 			route: cmp.Or(e.Route, e.id),
 		}
 		if w := g.weights[u.id]; w != 0 {
@@ -239,7 +241,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 		var was *upstream
 		if old != nil {
 			if i := slices.IndexFunc(old.upstreams, func(o *upstream) bool {
-				return o.id == u.id && o.url.String() == u.url.String() && o.host == u.host
+				return o.id == u.id && o.url.String() == u.url.String() && o.host == u.host && o.http2 == u.http2
 			}); i >= 0 {
 				was = old.upstreams[i]
 			}
@@ -253,7 +255,7 @@ func (g *Gateway) build(c Config, old *table) (*table, error) {
 			}
 		}
 		if was == nil || !sameTransport(&c, &old.config) {
-			u.transport = newTransport(&c, u.live, e.serverName())
+			u.transport = newTransport(&c, u.live, u.url, e.serverName(), e.HTTP2)
 		}
 		t.upstreams = append(t.upstreams, u)
 	}

@@ -52,6 +52,10 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() { g.watchCertificates(draining) })
+	if g.access != nil {
+		background.Go(func() { g.access.run(base) }) // until the last request is over
+		defer g.access.flush()
+	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(f) }()
 

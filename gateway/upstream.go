@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/url"
 	"slices"
 	"sync"
@@ -19,12 +18,13 @@ type upstream struct {
 	id     string
 	url    *url.URL
 	host   string // of the URL in the configuration, with the port
+	http2  bool   // is allowed
 	weight int    // at least 1
 	zone   string
 	route  string // in session IDs, for AffinityRoute
 	// maxRequests is how many requests it gets at once; 0: no limit.
 	maxRequests int64
-	transport   *http.Transport
+	transport   *transport
 	*live
 }
 
@@ -126,8 +126,8 @@ func (l *live) unprobeable() bool {
 	return l.tries.Load() > maxProbes && reason(l.why.Load()) != refused
 }
 
-// takesNew reports whether clients that do not belong to l may go there.
-func (l *live) takesNew() bool { return mode(l.mode.Load()) == ready }
+// takesNew reports whether clients that do not belong to u may go there: not while it drains or is full.
+func (u *upstream) takesNew() bool { return mode(u.mode.Load()) == ready && u.room() }
 
 // reachable reports whether l can be connected as far as is known, well or not.
 func (l *live) reachable() bool {

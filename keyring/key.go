@@ -6,7 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -50,7 +50,13 @@ type material struct {
 	// secret returns the secret; nil if the key is retired. It is a function because package fmt, given a verb that does not
 	// fit, prints what unexported fields point to.
 	secret func() []byte
-	aeads  sync.Map // purpose -> AEAD
+	// aeads are those asked for so far. They are few: to look through them takes less time than to hash a purpose.
+	aeads atomic.Pointer[[]derivedAEAD]
+}
+
+type derivedAEAD struct {
+	purpose string
+	AEAD
 }
 
 // newMaterial keeps secret.
@@ -86,11 +92,26 @@ func (k Key) Derive(purpose string, n int) []byte { return k.usable().derive("de
 // concurrently.
 func (k Key) AEAD(purpose string) AEAD {
 	m := k.usable()
-	if a, ok := m.aeads.Load(purpose); ok {
-		return a.(AEAD)
+	for {
+		known := m.aeads.Load()
+		if known != nil {
+			for i := range *known {
+				if (*known)[i].purpose == purpose {
+					return (*known)[i].AEAD
+				}
+			}
+		}
+		m.deriveAEAD(known, purpose)
 	}
-	a, _ := m.aeads.LoadOrStore(purpose, newXAES(m.derive("aead", purpose, secretBytes)))
-	return a.(AEAD)
+}
+
+// deriveAEAD adds the AEAD of a purpose to those that are known, unless another goroutine has added one since.
+func (m *material) deriveAEAD(known *[]derivedAEAD, purpose string) {
+	all := []derivedAEAD{{purpose, newXAES(m.derive("aead", purpose, secretBytes))}}
+	if known != nil {
+		all = append(all, *known...)
+	}
+	m.aeads.CompareAndSwap(known, &all)
 }
 
 func (k Key) usable() *material {

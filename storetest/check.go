@@ -52,7 +52,7 @@ func Check(ctx context.Context, open func(context.Context) (driver.Store, error)
 		return r, fmt.Errorf("close the store: %w", err)
 	}
 
-	src := source{tidy: true, open: func(t *T) driver.Store {
+	src := source{tidy: true, live: true, open: func(t *T) driver.Store {
 		// The clean-up needs a store even when ctx has ended.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), openTimeout)
 		defer cancel()

@@ -217,7 +217,9 @@ func closeGoroutines(ctx context.Context, t *T) {
 		}
 		var w *watch
 		if noWatcher(t) == "" {
-			w = t.watch(ctx, s, nil)
+			if w = t.startWatch(ctx, s, nil); w.refused() != nil {
+				w = nil
+			}
 		}
 		if err := s.Close(); err != nil {
 			t.Errorf("Close = %v, want nil", err)

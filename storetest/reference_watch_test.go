@@ -43,6 +43,9 @@ func (c *client) Watch(ctx context.Context, changed func(driver.ID), whole func(
 		return driver.ErrClosed
 	default:
 	}
+	if c.has("may not watch") {
+		return errors.New("no right to")
+	}
 	f := &feed{changed: changed, whole: whole, told: make(map[driver.ID]time.Time), broken: make(chan struct{})}
 	c.disk.mu.Lock()
 	if c.has("watches for one at a time") {

@@ -75,6 +75,7 @@ type source struct {
 	outage   func(*T, driver.Store) (end func())
 	maxBytes int
 	tidy     bool // delete what the case stored
+	live     bool // what a store says that it may not do is not its fault
 }
 
 // T is what a case reports to, and works on: one store, or two clients of one. Its methods may be called by any
@@ -94,7 +95,7 @@ type T struct {
 	ids      []driver.ID
 }
 
-// stop is what Fatalf panics with.
+// stop is what Fatalf and skip panic with.
 type stop struct{}
 
 // runCase runs c against a store from src.
@@ -173,6 +174,14 @@ func (t *T) Errorf(format string, args ...any) {
 // goroutines.
 func (t *T) Fatalf(format string, args ...any) {
 	t.Errorf(format, args...)
+	panic(stop{})
+}
+
+// skip ends the case, as it does not apply.
+func (t *T) skip(why string) {
+	t.mu.Lock()
+	t.skipped = why
+	t.mu.Unlock()
 	panic(stop{})
 }
 

@@ -224,6 +224,32 @@ func TestCheckReportsAndCleansUp(t *testing.T) {
 	})
 }
 
+// A store that says why it cannot watch, as an operator's may, passes Check, which says so. In a test of a store it fails.
+func TestCheckCannotWatch(t *testing.T) {
+	const bug = "may not watch"
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		skipped := 0
+		_, err := storetest.Check(ctx, newDisk(bug).open, func(r storetest.Result) {
+			if len(r.Failures) > 0 {
+				t.Errorf("%s: %s", r.Case.Name, r.Failures[0])
+			}
+			if strings.Contains(r.Skipped, "cannot watch: no right to") {
+				skipped++
+			}
+			if strings.HasPrefix(r.Case.Name, "list/") {
+				cancel() // enough seen
+			}
+		})
+		if !errors.Is(err, context.Canceled) || skipped != 4 {
+			t.Errorf("Check = %v, and %d cases were skipped for want of the right, want four of those that watch", err, skipped)
+		}
+	})
+	if r := runCase(t, mustFind(t, "watch/changes"), bug, false); len(r.Failures) == 0 {
+		t.Error("watch/changes passes where Watch is refused")
+	}
+}
+
 func TestCheckStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk("")

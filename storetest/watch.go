@@ -78,8 +78,32 @@ type watch struct {
 // may be nil.
 func (t *T) watch(ctx context.Context, s driver.Store, changed func(driver.ID)) *watch {
 	w := t.startWatch(ctx, s, changed)
+	if err := w.refused(); err != nil && t.live {
+		t.skip(fmt.Sprintf("the store cannot watch: %v", err))
+	}
 	t.wantNews(w, "whole(true), at the beginning", func() bool { return slices.Equal(w.wholes, []bool{true}) })
 	return w
+}
+
+// refused waits until Watch has called whole, or returned, and returns why if that is because the store cannot watch, as
+// when a right is missing. It may wait for no longer than wantNews would.
+func (w *watch) refused() error {
+	w.mu.Lock()
+	news := w.news
+	w.mu.Unlock()
+	late := time.NewTimer(w.t.watchPatience())
+	defer late.Stop()
+	select {
+	case <-news:
+	case <-late.C:
+	case <-w.ended:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.wholes) == 0 && !errors.Is(w.err, driver.ErrUnavailable) && !errors.Is(w.err, context.Canceled) {
+			return w.err
+		}
+	}
+	return nil
 }
 
 func (t *T) startWatch(ctx context.Context, s driver.Store, changed func(driver.ID)) *watch {

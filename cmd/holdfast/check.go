@@ -194,8 +194,9 @@ func (t *textReport) end(r storetest.Report) error {
 	row("shared by processes", yes(d.Shared))
 	row("durable", d.Durable)
 	for _, c := range []struct{ verb, does string }{
-		{"merge", "merges by itself"}, {"touch", "extends by itself"}, {"list", "lists all records"},
-		{"sweep", "cleans up when told"}, {"stat", "counts by itself"},
+		{"merge", "merges by itself"}, {"touch", "extends by itself"}, {"watch", "tells of changes"},
+		{"list", "lists all records"}, {"sweep", "cleans up when told"},
+		{"stat", "counts by itself"},
 	} {
 		row(c.does, yes(slices.Contains(r.Capabilities, c.verb)))
 	}

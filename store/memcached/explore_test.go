@@ -20,7 +20,6 @@ import (
 // can reach them in, and, in each order, with either server losing its memory at every moment, or none.
 func TestExploreCopies(t *testing.T) {
 	t.Parallel()
-	e := newExplorer(t)
 	at := time.UnixMilli(time.Now().UnixMilli())
 	base := driver.Record{User: "ada", Created: at, Seen: at, Expires: at.Add(time.Hour), Revision: 30}
 	next := func(revision uint64, by string) driver.Record {
@@ -36,12 +35,14 @@ func TestExploreCopies(t *testing.T) {
 	}
 	remove := func(s *memcached.Store, id driver.ID) error { return s.Delete(t.Context(), id) }
 	load := func(s *memcached.Store, id driver.ID) error { _, err := s.Load(t.Context(), id); return err }
-	present := func(s *memcached.Store, id driver.ID) { mustSave(t, s, id, base, 0) }
-	half := func(s *memcached.Store, id driver.ID) { present(s, id); e.forget(0, id) }
+	absent := func(*explorer, driver.ID) {}
+	present := func(e *explorer, id driver.ID) { mustSave(e.t, e.plain, id, base, 0) }
+	half := func(e *explorer, id driver.ID) { present(e, id); e.forget(0, id) }
+	ended := func(e *explorer, id driver.ID) { mustDelete(e.t, e.plain, id) }
 
 	scenarios := []struct {
 		name   string
-		before func(*memcached.Store, driver.ID)
+		before func(*explorer, driver.ID)
 		calls  [2]func(*memcached.Store, driver.ID) error
 		anew   bool // one of them may make the record anew after a Delete
 	}{
@@ -52,12 +53,13 @@ func TestExploreCopies(t *testing.T) {
 		{"save over a second copy alone and delete", half, [2]func(*memcached.Store, driver.ID) error{save(40, 30), remove}, false},
 		{"save over a second copy alone, twice", half, [2]func(*memcached.Store, driver.ID) error{save(40, 30), save(41, 30)}, false},
 		{"two deletes", present, [2]func(*memcached.Store, driver.ID) error{remove, remove}, false},
-		{"new record and delete", func(s *memcached.Store, id driver.ID) { mustDelete(t, s, id) },
-			[2]func(*memcached.Store, driver.ID) error{save(40, 0), remove}, true},
-		{"new record, twice", func(*memcached.Store, driver.ID) {}, [2]func(*memcached.Store, driver.ID) error{save(40, 0), save(41, 0)}, false},
+		{"new record and delete", ended, [2]func(*memcached.Store, driver.ID) error{save(40, 0), remove}, true},
+		{"new record, twice", absent, [2]func(*memcached.Store, driver.ID) error{save(40, 0), save(41, 0)}, false},
 	}
 	for _, sc := range scenarios {
 		t.Run(sc.name, func(t *testing.T) {
+			t.Parallel() // each waits for servers of its own
+			e := newExplorer(t)
 			orders, lossy, lostUpdates := 0, 0, 0
 			for _, loses := range []int{-1, 0, 1} { // the server that loses its memory
 				e.every(loses, sc.before, sc.calls, func(id driver.ID, order string, errs [2]error) {
@@ -202,12 +204,12 @@ func (e *explorer) show(server int, id driver.ID) string {
 
 // every runs the calls in every order of their requests, and of the moment at which a server loses its memory, and
 // reports each.
-func (e *explorer) every(loses int, before func(*memcached.Store, driver.ID), calls [2]func(*memcached.Store, driver.ID) error, report func(driver.ID, string, [2]error)) {
+func (e *explorer) every(loses int, before func(*explorer, driver.ID), calls [2]func(*memcached.Store, driver.ID) error, report func(driver.ID, string, [2]error)) {
 	absent := e.id()
 	var choices, options []int // of the order that is tried: which of those that could go on did, and how many could
 	for {
 		id := e.id()
-		before(e.plain, id)
+		before(e, id)
 		var errs [2]error
 		var done [2]chan struct{}
 		for i := range calls {

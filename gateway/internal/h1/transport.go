@@ -27,6 +27,8 @@ import (
 type Transport struct {
 	// Dial connects to the server.
 	Dial func(ctx context.Context) (net.Conn, error)
+	// Stale reports whether the server has closed an idle connection, or sent something that nobody asked for. Such a one is not used.
+	Stale func(net.Conn) bool
 	// ResponseHeaderTimeout is from the end of the request until the header of its answer is there. 0: no limit.
 	ResponseHeaderTimeout time.Duration
 	// MaxIdle is how many connections are kept for further requests, IdleTimeout for how long.
@@ -62,8 +64,8 @@ type conn struct {
 var errSwitched = errors.New("server switched protocols, which the request did not ask for")
 
 // RoundTrip sends r and returns its answer. r must be one that Takes accepts; its URL's host is not looked at. The hooks GetConn,
-// GotConn and Got1xxResponse of httptrace are called. RoundTrip never repeats a request. If an idle connection was used
-// and closed by the server meanwhile, that is an error like any other.
+// GotConn (never with WasIdle: Stale has been asked) and Got1xxResponse of httptrace are called. RoundTrip never repeats a
+// request: if the server closes an idle connection just when it is used, that is an error like any other.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	trace := httptrace.ContextClientTrace(ctx)
@@ -206,15 +208,16 @@ func (b *body) over(err error) {
 
 // connection returns an idle connection, or a new one.
 func (t *Transport) connection(ctx context.Context) (c *conn, reused bool, err error) {
-	t.mu.Lock()
-	if n := len(t.idle); n > 0 {
-		c = t.idle[n-1]
-		t.idle[n-1] = nil
-		t.idle = t.idle[:n-1]
-		t.mu.Unlock()
-		return c, true, nil
+	for {
+		c = t.take()
+		if c == nil {
+			break
+		}
+		if !t.Stale(c.Conn) {
+			return c, true, nil
+		}
+		_ = c.Close() // by the server already
 	}
-	t.mu.Unlock()
 	nc, err := t.Dial(ctx)
 	if err != nil {
 		return nil, false, err
@@ -222,6 +225,20 @@ func (t *Transport) connection(ctx context.Context) (c *conn, reused bool, err e
 	c = &conn{Conn: nc, transport: t, limit: io.LimitedReader{R: nc}}
 	c.r, c.w = bufio.NewReader(&c.limit), bufio.NewWriter(nc)
 	return c, false, nil
+}
+
+// take returns the idle connection that was used last, or nil.
+func (t *Transport) take() *conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := len(t.idle)
+	if n == 0 {
+		return nil
+	}
+	c := t.idle[n-1]
+	t.idle[n-1] = nil
+	t.idle = t.idle[:n-1]
+	return c
 }
 
 func (t *Transport) put(c *conn) {

@@ -35,8 +35,8 @@ func mustServe(t testing.TB, h http.HandlerFunc) *h1.Transport {
 
 func mustTransport(t testing.TB, addr string) *h1.Transport {
 	tr := &h1.Transport{
-		Dial:                  func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", addr) },
-		ResponseHeaderTimeout: 10 * time.Second, MaxIdle: 2, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10,
+		Dial:  func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "tcp", addr) },
+		Stale: func(net.Conn) bool { return false }, ResponseHeaderTimeout: 10 * time.Second, MaxIdle: 2, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10,
 	}
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
@@ -272,7 +272,7 @@ func TestHeaderTimeout(t *testing.T) {
 				c.Close()
 				close(closed)
 			}),
-			ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 1, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
+			Stale: func(net.Conn) bool { return false }, ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 1, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
 		}
 		start := time.Now()
 		_, _, _, err := get(t, tr, "GET")
@@ -294,7 +294,7 @@ func TestSlowBody(t *testing.T) {
 				_, _ = io.WriteString(c, "ok")
 				c.Close()
 			}),
-			ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 1, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
+			Stale: func(net.Conn) bool { return false }, ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 1, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
 		}
 		if _, got, _, err := get(t, tr, "GET"); got != "ok" || err != nil {
 			t.Errorf("%q, %v", got, err)
@@ -325,7 +325,7 @@ func TestIdle(t *testing.T) {
 				c.Close()
 				count(-1)
 			}),
-			ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 2, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
+			Stale: func(net.Conn) bool { return false }, ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 2, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
 		}
 		var all sync.WaitGroup
 		for range 5 {

@@ -54,23 +54,26 @@ func TestPickGivesUp(t *testing.T) {
 	}
 }
 
-// The real nginx, asked about random addresses, over weighted servers of which some are marked down.
+// The real nginx, asked about random addresses, over weighted servers of which some are marked down, or refuse connections,
+// which nginx finds out for each request and goes on to the next.
 func TestAgainstNginx(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		weights []int
 		down    []bool
+		refuse  bool // those that are down are not marked so
 	}{
-		{"weights", []int{1, 5, 2, 1}, []bool{false, false, false, false}},
-		{"two down", []int{3, 1, 4, 1, 5}, []bool{false, true, true, false, false}},
-		{"most weight down", []int{1, 200, 1}, []bool{false, true, false}},
+		{"weights", []int{1, 5, 2, 1}, []bool{false, false, false, false}, false},
+		{"two down", []int{3, 1, 4, 1, 5}, []bool{false, true, true, false, false}, false},
+		{"most weight down", []int{1, 200, 1}, []bool{false, true, false}, false},
+		{"two refuse", []int{3, 1, 4, 1, 5}, []bool{true, true, false, false, false}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ask := nginx(t, c.weights, c.down)
+			ask := nginx(t, c.weights, c.down, c.refuse)
 			s := iphash.New(c.weights)
 			ok := func(i int) bool { return !c.down[i] }
 			exhausted := 0
-			for _, addr := range addresses(testserver.Scale(3400, 20000)) {
+			for _, addr := range addresses(testserver.Scale(2500, 20000)) {
 				got := s.Pick(addr, ok)
 				if got == -1 {
 					exhausted++ // nginx takes round robin
@@ -88,20 +91,16 @@ func TestAgainstNginx(t *testing.T) {
 }
 
 // nginx returns what tells which server nginx sends a client of an address to.
-func nginx(t *testing.T, weights []int, down []bool) func(netip.Addr) string {
+func nginx(t *testing.T, weights []int, down []bool, refuse bool) func(netip.Addr) string {
 	t.Helper()
 	upstream := []string{"upstream app { ip_hash;"}
 	for i, w := range weights {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+		addr := testserver.FreeAddr(t)
+		if !down[i] || !refuse {
+			serve(t, addr, fmt.Sprint(i))
 		}
-		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, i) })}
-		var serving sync.WaitGroup
-		serving.Go(func() { _ = srv.Serve(l) })
-		t.Cleanup(func() { srv.Close(); serving.Wait() })
-		line := fmt.Sprintf("server %s weight=%d", l.Addr(), w)
-		if down[i] {
+		line := fmt.Sprintf("server %s weight=%d max_fails=0", addr, w)
+		if down[i] && !refuse {
 			line += " down"
 		}
 		upstream = append(upstream, line+";")
@@ -130,6 +129,19 @@ func nginx(t *testing.T, weights []int, down []bool) func(netip.Addr) string {
 		}
 		return strings.TrimSpace(string(b))
 	}
+}
+
+// serve answers every request with text.
+func serve(t *testing.T, addr, text string) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, text) })}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(l) })
+	t.Cleanup(func() { srv.Close(); serving.Wait() })
 }
 
 // addresses returns n addresses, half of them IPv6.
