@@ -94,17 +94,12 @@ func (s *certificates) load() (changed bool, err error) {
 	return true, nil
 }
 
-// use takes other files. If anything is wrong with one, all stays as it is.
-func (s *certificates) use(files []CertificateFiles) error {
-	next := &certificates{files: slices.Clone(files), logger: s.logger}
-	if _, err := next.load(); err != nil {
-		return err
-	}
+// become takes the files of next, which were loaded and which nobody else uses.
+func (s *certificates) become(next *certificates) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files, s.tried = next.files, next.tried
 	s.current.Store(next.current.Load())
-	return nil
 }
 
 // readKeyFile reads a private key, which must not be for everybody to read.

@@ -31,6 +31,10 @@ func (g *Gateway) Reload(c Config) error {
 	}
 	c.TLS, c.Dial, c.OnRequest, c.Logger = g.config.TLS, g.config.Dial, g.config.OnRequest, g.config.Logger
 	c.AccessLog, c.AccessLogFormat = g.config.AccessLog, g.config.AccessLogFormat
+	certificates, err := loadCertificates(c)
+	if err != nil {
+		return err
+	}
 	if err := g.resolveNew(c); err != nil {
 		return err
 	}
@@ -41,6 +45,9 @@ func (g *Gateway) Reload(c Config) error {
 	if err := g.install(c); err != nil {
 		g.weights = weights
 		return err
+	}
+	if certificates != nil {
+		g.certificates.become(certificates)
 	}
 	c.Logger.Info("configuration loaded", "upstreams", len(c.Upstreams), "affinity", c.Affinity)
 	return nil
@@ -56,6 +63,7 @@ func (c Config) clone() Config {
 	c.SessionCookies = slices.Clone(c.SessionCookies)
 	c.TrustedProxies = slices.Clone(c.TrustedProxies)
 	c.Ejection.Statuses = slices.Clone(c.Ejection.Statuses)
+	c.Certificates = slices.Clone(c.Certificates)
 	return c
 }
 
@@ -63,20 +71,20 @@ func (c Config) clone() Config {
 func (g *Gateway) fixed(c Config) error {
 	var errs []error
 	for _, f := range []struct {
-		name     string
-		was, now any
+		field, name string
+		was, now    any
 	}{
-		{"read header timeout", g.config.ReadHeaderTimeout, c.ReadHeaderTimeout},
-		{"idle timeout", g.config.IdleTimeout, c.IdleTimeout},
-		{"write timeout", g.config.WriteTimeout, c.WriteTimeout},
-		{"max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
-		{"max connections", g.config.MaxConnections, c.MaxConnections},
-		{"max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
-		{"https by certificate files", len(g.config.Certificates) > 0, len(c.Certificates) > 0},
-		{"PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
+		{"ReadHeaderTimeout", "read header timeout", g.config.ReadHeaderTimeout, c.ReadHeaderTimeout},
+		{"IdleTimeout", "idle timeout", g.config.IdleTimeout, c.IdleTimeout},
+		{"WriteTimeout", "write timeout", g.config.WriteTimeout, c.WriteTimeout},
+		{"MaxHeaderBytes", "max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
+		{"MaxConnections", "max connections", g.config.MaxConnections, c.MaxConnections},
+		{"MaxConnectionsPerClient", "max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
+		{"Certificates", "https by certificate files", len(g.config.Certificates) > 0, len(c.Certificates) > 0},
+		{"ProxyProtocol", "PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
 	} {
 		if f.was != f.now {
-			errs = append(errs, fmt.Errorf("gateway: %s changes from %v to %v: restart the gateway for that", f.name, f.was, f.now))
+			errs = append(errs, &ConfigError{f.field, fmt.Errorf("%s changes from %v to %v: restart the gateway for that", f.name, f.was, f.now)})
 		}
 	}
 	return errors.Join(errs...)
