@@ -181,7 +181,7 @@ func (f *gatewayFlags) lay(s *settings, layers *configfile.Layers, k *kong.Conte
 			}
 		case "gateway.certificates":
 			if len(f.TLSCert) != len(f.TLSKey) {
-				err = errors.New("give both --tls-cert and --tls-key or neither, and of several as many of one as of the other")
+				err = errors.New("give both or neither of --tls-cert and --tls-key, and of several as many of one as of the other")
 				break
 			}
 			s.Gateway.Certificates = nil
