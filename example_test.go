@@ -1,13 +1,16 @@
 package holdfast_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast"
+	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/store/memory"
 )
 
@@ -130,6 +133,38 @@ func ExampleField_Update() {
 }
 
 // After the application has checked who it is, Login ties the session to the user and gives it a new token.
+// A session of another system becomes a record, whose fields are what handlers read.
+func ExampleField_Encode() {
+	ctx, store := context.Background(), memory.New()
+	defer store.Close()
+	sessions, _ := holdfast.New(store, holdfast.Config{})
+	name := holdfast.NewField[string]("name")
+
+	value, err := name.Encode("Ada")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	now := time.Now()
+	id := driver.ID{1} // in truth that of the client's token: see TokenID
+	err = store.Save(ctx, id, driver.Record{
+		Created: now, Seen: now, Expires: now.Add(time.Hour), Revision: driver.NewRevision(0),
+		Fields: driver.Fields{}.With(driver.Change{Name: name.Name(), Value: value}),
+	}, 0)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	s, err := sessions.Open(ctx, id)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(name.Get(s))
+	// Output: Ada <nil>
+}
+
 func ExampleSession_Login() {
 	store := memory.New()
 	defer store.Close()

@@ -42,10 +42,12 @@ func (f Field[T]) Get(s *Session) (T, error) {
 	if err != nil || b == nil {
 		return v, err
 	}
-	return f.decode(b)
+	return f.Decode(b)
 }
 
-func (f Field[T]) decode(b []byte) (T, error) {
+// Decode returns the value that a store keeps as b. It and Encode are for programs that work on records without a Session,
+// such as one that brings the sessions of another system along.
+func (f Field[T]) Decode(b []byte) (T, error) {
 	var v T
 	if decodePlain(b, &v) {
 		return v, nil
@@ -60,7 +62,8 @@ func (f Field[T]) decodeJSON(b []byte) (v T, err error) {
 	return v, nil
 }
 
-func (f Field[T]) encode(v T) ([]byte, error) {
+// Encode returns what a store keeps of v, where values are not encrypted.
+func (f Field[T]) Encode(v T) ([]byte, error) {
 	if b, ok := encodePlain(v); ok {
 		return b, nil
 	}
@@ -78,7 +81,7 @@ func (f Field[T]) encode(v T) ([]byte, error) {
 // request, ErrCommitted if it would have to start a session and the response header is sent, ErrFinished after the
 // request.
 func (f Field[T]) Set(s *Session, v T) error {
-	b, err := f.encode(v)
+	b, err := f.Encode(v)
 	if err != nil {
 		return err
 	}
@@ -99,7 +102,7 @@ func (f Field[T]) Update(ctx context.Context, s *Session, fn func(T) (T, error))
 		var v T
 		var err error
 		if b != nil {
-			if v, err = f.decode(b); err != nil {
+			if v, err = f.Decode(b); err != nil {
 				return nil, err
 			}
 		}
@@ -107,7 +110,7 @@ func (f Field[T]) Update(ctx context.Context, s *Session, fn func(T) (T, error))
 			return nil, err
 		}
 		result = v
-		return f.encode(v)
+		return f.Encode(v)
 	})
 	if err != nil {
 		var zero T

@@ -260,7 +260,7 @@ const (
 	EventRenewed EventKind = "renewed" // it has a new token; Cause: "login" or "renew"
 	EventEnded   EventKind = "ended"   // by force or logout; Cause: "logout", "revoked", "limit", "corrupt", "unlisted"
 	EventLost    EventKind = "lost"    // a request can save nothing because its session was ended or renewed by another; or, with Cause "evicted", the store dropped a session
-	EventRefused EventKind = "refused" // a token was not accepted; Cause: "unknown", "malformed", "duplicate", "oversized", and for sealed ones "tampered", "foreign", "retired key", "expired", "incomplete", "ended", "replayed"
+	EventRefused EventKind = "refused" // a token was not accepted; Cause: "unknown", "malformed", "duplicate", "oversized", and for sealed ones "tampered", "foreign", "retired key", "expired", "not yet valid", "incomplete", "ended", "replayed"
 )
 
 // Event is something that happened to a session.
@@ -289,8 +289,9 @@ type Stats struct {
 	Duplicate, Oversized                   uint64 // Cookie headers not accepted
 	Corrupt                                uint64 // stored records that could not be read
 
-	Seals                               uint64 // tokens made that hold a session
+	Seals                               uint64 // tokens sent that hold a session
 	Tampered, Foreign, Retired, Expired uint64 // sealed tokens not accepted: see driver.Sealer
+	NotYetValid                         uint64 // the same: from a server whose clock is ahead of this one's by more than is allowed
 	Incomplete                          uint64 // sealed tokens of which a cookie was missing, or was another token's
 	Replayed                            uint64 // sealed tokens older than Config.Strict accepts
 	FailedOpen                          uint64 // requests accepted by Config.FailOpen
@@ -304,7 +305,7 @@ type counters struct {
 	loads, saves, merges, touches, deletes, conflicts, storeErrors atomic.Uint64
 	created, renewed, ended, lost, unlisted, evicted               atomic.Uint64
 	unknown, malformed, duplicate, oversized, corrupt              atomic.Uint64
-	seals, tampered, foreign, retired, expired                     atomic.Uint64
+	seals, tampered, foreign, retired, expired, notYetValid        atomic.Uint64
 	incomplete, replayed, failedOpen, spills, pushed, watchLosses  atomic.Uint64
 }
 
@@ -318,7 +319,7 @@ func (m *Manager) Stats() Stats {
 		Unlisted: c.unlisted.Load(), Evicted: c.evicted.Load(),
 		Unknown: c.unknown.Load(), Malformed: c.malformed.Load(),
 		Duplicate: c.duplicate.Load(), Oversized: c.oversized.Load(), Corrupt: c.corrupt.Load(),
-		Seals: c.seals.Load(), Tampered: c.tampered.Load(), Foreign: c.foreign.Load(), Retired: c.retired.Load(),
+		Seals: c.seals.Load(), Tampered: c.tampered.Load(), Foreign: c.foreign.Load(), Retired: c.retired.Load(), NotYetValid: c.notYetValid.Load(),
 		Expired: c.expired.Load(), Incomplete: c.incomplete.Load(), Replayed: c.replayed.Load(), FailedOpen: c.failedOpen.Load(), Spills: c.spills.Load(),
 		Pushed: c.pushed.Load(), WatchLosses: c.watchLosses.Load(),
 	}

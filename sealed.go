@@ -120,6 +120,8 @@ func (s *Session) refuse(ctx context.Context, id driver.ID, err error) {
 	case errors.Is(err, driver.ErrForeignSeal):
 		// Another server may know better: the client keeps its token, unless it logs in or out here.
 		s.foreign, n, cause = true, &c.foreign, "foreign"
+	case errors.Is(err, driver.ErrNotYetValid):
+		s.foreign, n, cause = true, &c.notYetValid, "not yet valid"
 	case errors.Is(err, driver.ErrRetiredKey):
 		n, cause = &c.retired, "retired key"
 	case errors.Is(err, driver.ErrGone):
@@ -191,7 +193,7 @@ func (m *Manager) stillValid(ctx context.Context, s *Session, id driver.ID, rec 
 func (s *Session) sealNext(ctx context.Context, changes []driver.Change) error {
 	switch {
 	case s.foreign:
-		return fmt.Errorf("%w here: the client holds a session whose key this server does not know yet; only Login and Logout take its place", ErrUnsupported)
+		return fmt.Errorf("%w here: the client holds a session that this server cannot read yet, as it does not know its key, or its clock is behind; only Login and Logout take its place", ErrUnsupported)
 	case s.readOnly:
 		return &StoreError{Op: "save", ID: s.id, Err: ErrEnded}
 	}
@@ -256,7 +258,6 @@ func (m *Manager) sealToken(binding string, id driver.ID, rec driver.Record) (st
 	if len(token) > m.maxToken {
 		return "", fmt.Errorf("seal session %s: %w: a token of %d characters, at most %d", id, ErrTooLarge, len(token), m.maxToken)
 	}
-	m.counters.seals.Add(1)
 	return token, nil
 }
 

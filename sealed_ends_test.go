@@ -169,3 +169,44 @@ func TestSealedStoreCalls(t *testing.T) {
 		})
 	}
 }
+
+// Stats.Seals counts the tokens that clients got, not those that were made to see whether they fit.
+func TestSealedSealsCounted(t *testing.T) {
+	for _, spill := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newFakeSealer()
+			s.max = 2000
+			m := mustSealed(t, s, mustMemory(t), holdfast.Config{Spill: spill})
+			v := newVisitor(t, m)
+			sent := uint64(0)
+			visit := func(what string, want int, f func(r *http.Request, s *holdfast.Session)) {
+				t.Helper()
+				wantCookies(t, v.visit(func(_ http.ResponseWriter, r *http.Request, s *holdfast.Session) { f(r, s) }), want)
+				sent += uint64(want)
+				if n := m.Stats().Seals; n != sent {
+					t.Errorf("spill=%v: after %s: Seals = %d, want %d", spill, what, n, sent)
+				}
+			}
+			visit("a small field", 1, func(_ *http.Request, s *holdfast.Session) { must(t, visits.Set(s, 1)) })
+			visit("fields that nearly fill it", 1, func(_ *http.Request, s *holdfast.Session) {
+				for n := range 5 {
+					must(t, owner.Set(s, strings.Repeat("x", 1100+n)))
+				}
+			})
+			visit("a read", 0, func(_ *http.Request, s *holdfast.Session) { wantField(t, visits, s, 1) })
+			visit("two saves", 1, func(r *http.Request, s *holdfast.Session) {
+				must(t, visits.Set(s, 2))
+				must(t, s.Save(r.Context()))
+				must(t, visits.Set(s, 3))
+			})
+			visit("a login", 1, func(r *http.Request, s *holdfast.Session) { must(t, s.Login(r.Context(), "ada")) })
+			if spill {
+				visit("a field for the store", 1, func(_ *http.Request, s *holdfast.Session) { must(t, owner.Set(s, strings.Repeat("x", 5000))) })
+			} else {
+				visit("a field that is too large", 0, func(_ *http.Request, s *holdfast.Session) {
+					wantErr(t, "Set", owner.Set(s, strings.Repeat("x", 5000)), holdfast.ErrTooLarge)
+				})
+			}
+		})
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/driver"
@@ -45,6 +47,45 @@ func (c *client) visit(t testing.TB, m *holdfast.Manager, f func(*http.Request, 
 	for _, set := range w.Result().Cookies() {
 		c.value = set.Value
 	}
+}
+
+// A token from a server whose clock is ahead by more than the leeway is nobody's here until the time has come: counted apart from
+// what was tampered with, and left alone.
+func TestSealedClockAhead(t *testing.T) {
+	set := keyring.NewSet()
+	server := func(t *testing.T) *holdfast.Manager {
+		s, err := sealers["jwt"](set)
+		must(t, err)
+		return mustSealed(t, s, nil, holdfast.Config{})
+	}
+	var c client
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(2 * time.Minute) // each bubble has a clock of its own
+		c.visit(t, server(t), func(r *http.Request, s *holdfast.Session) { must(t, s.Login(r.Context(), "ada")) })
+	})
+	synctest.Test(t, func(t *testing.T) {
+		m := server(t)
+		token := c.value
+		c.visit(t, m, func(r *http.Request, s *holdfast.Session) {
+			if u := s.User(); u != "" {
+				t.Errorf("two minutes too early: user %q", u)
+			}
+			must(t, visits.Set(s, 1))
+			wantErr(t, "Save", s.Save(r.Context()), holdfast.ErrUnsupported)
+		})
+		if c.value != token {
+			t.Error("two minutes too early: the cookie was overwritten")
+		}
+		if n := m.Stats(); n.NotYetValid != 1 || n.Tampered+n.Foreign != 0 {
+			t.Errorf("NotYetValid = %d, Tampered = %d, Foreign = %d, want 1, 0, 0", n.NotYetValid, n.Tampered, n.Foreign)
+		}
+		time.Sleep(90 * time.Second) // the leeway is 30
+		c.visit(t, m, func(_ *http.Request, s *holdfast.Session) {
+			if u := s.User(); u != "ada" {
+				t.Errorf("within the leeway: user %q", u)
+			}
+		})
+	})
 }
 
 // Attack 12: a key is introduced, takes over and replaces the one before, on three servers one after the other, while

@@ -387,6 +387,9 @@ func (x *exchange) completeHeader(s *Session) {
 		return
 	}
 	m, h := x.m, x.Header()
+	if x.send && m.sealed() {
+		m.counters.seals.Add(1)
+	}
 	if !m.config.DisableCookie {
 		addVary(h, "Cookie", &s.vary)
 	}

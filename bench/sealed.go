@@ -1,7 +1,7 @@
 package main
 
 import (
-	"encoding/json"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -79,7 +79,7 @@ func sealers(size int) ([]sealer, error) {
 				if i > 0 {
 					value = all[n]
 				}
-				b, err := json.Marshal(value)
+				b, err := fields[n].Encode(value)
 				if err != nil {
 					return "", err
 				}
@@ -91,14 +91,13 @@ func sealers(size int) ([]sealer, error) {
 		}, func(token string) (value string, err error) {
 			o, err := s.Open("session", token)
 			for i := range used {
-				var text string
-				b, _ := o.Record.Fields.Get(fieldName((sealedField + i) % sealedFields))
-				if err == nil {
-					err = json.Unmarshal(b, &text)
-				}
+				n := (sealedField + i) % sealedFields
+				b, _ := o.Record.Fields.Get(fieldName(n))
+				text, wrong := fields[n].Decode(b)
 				if i == 0 {
 					value = text
 				}
+				err = cmp.Or(err, wrong)
 			}
 			return value, err
 		}}

@@ -17,6 +17,9 @@ var (
 	// ErrRetiredKey says that the token was sealed with a key that has been retired. It matches ErrTampered: such a token
 	// is worth no more than a forged one.
 	ErrRetiredKey = fmt.Errorf("sealed with a retired key: %w", ErrTampered)
+	// ErrNotYetValid says that the token is genuine, and from the future: the clock of the server that made it is ahead of
+	// this one's by more than is allowed. Like a foreign one it must be left as it is.
+	ErrNotYetValid = errors.New("made in the future by this server's clock")
 )
 
 // Sealer puts whole records into tokens, so that no server keeps them. Its methods may be called concurrently, and do

@@ -77,42 +77,42 @@ func newAffinity(c Config, upstreams []*upstream, old affinity) affinity {
 // Browsers keep no cookie for longer (RFC 6265bis).
 const maxCookieAge = 400 * 24 * time.Hour
 
-func (c Config) validateAffinity(bad func(format string, args ...any)) {
+func (c Config) validateAffinity(bad badFunc) {
 	if !slices.Contains(affinities, c.Affinity) {
 		var names []string
 		for _, a := range affinities {
 			names = append(names, string(a))
 		}
-		bad("affinity %q unknown (want %s)", c.Affinity, strings.Join(names, ", "))
+		bad("Affinity", "affinity %q unknown (want %s)", c.Affinity, strings.Join(names, ", "))
 	}
 	switch needed := c.Affinity == AffinityCookie || c.Affinity == AffinitySession; {
 	case len(c.Key) == 0 && !needed:
 	case len(c.Key) != 32:
-		bad("key of %d bytes: affinity %q needs 32 random ones, the same on every gateway", len(c.Key), c.Affinity)
+		bad("Key", "key of %d bytes: affinity %q needs 32 random ones, the same on every gateway", len(c.Key), c.Affinity)
 	case [32]byte(c.Key) == [32]byte{}:
-		bad("key is all zeros: affinity %q needs 32 random bytes, the same on every gateway", c.Affinity)
+		bad("Key", "key is all zeros: affinity %q needs 32 random bytes, the same on every gateway", c.Affinity)
 	}
 	if !fieldName.MatchString(c.Cookie.Name) || strings.HasPrefix(c.Cookie.Name, "__") {
-		bad("cookie name %q: want letters, digits and - . _ without a __ prefix, which is added", c.Cookie.Name)
+		bad("Cookie.Name", "cookie name %q: want letters, digits and - . _ without a __ prefix, which is added", c.Cookie.Name)
 	}
 	if d := c.Cookie.MaxAge; d < 0 || d > maxCookieAge || d%time.Second != 0 {
-		bad("cookie max age %v: want whole seconds, up to 400 days", d)
+		bad("Cookie.MaxAge", "cookie max age %v: want whole seconds, up to 400 days", d)
 	}
-	named := func(what, name string) {
+	named := func(field, what, name string) {
 		if name != "" && !fieldName.MatchString(name) {
-			bad("%s %q is not such a name", what, name)
+			bad(field, "%s %q is not such a name", what, name)
 		}
 	}
-	named("session path parameter", c.SessionPathParameter)
+	named("SessionPathParameter", "session path parameter", c.SessionPathParameter)
 	inURL := c.SessionHeader != "" || c.SessionParameter != "" || c.SessionPathParameter != ""
 	switch c.Affinity {
 	case AffinitySession:
 		if c.DisableSessionCookie && !inURL {
-			bad("affinity %q without the session cookie: say where the session ID is (SessionHeader, SessionParameter, SessionPathParameter)", c.Affinity)
+			bad("DisableSessionCookie", "affinity %q without the session cookie: say where the session ID is (SessionHeader, SessionParameter, SessionPathParameter)", c.Affinity)
 		}
 	case AffinityRoute:
 		if (len(c.SessionCookies) == 0 || c.DisableSessionCookie) && !inURL {
-			bad("affinity %q: say where the session ID is, such as SessionCookies JSESSIONID and SessionPathParameter jsessionid", c.Affinity)
+			bad("Affinity", "affinity %q: say where the session ID is, such as SessionCookies JSESSIONID and SessionPathParameter jsessionid", c.Affinity)
 		}
 	case AffinityHash:
 		n := 0
@@ -122,25 +122,25 @@ func (c Config) validateAffinity(bad func(format string, args ...any)) {
 			}
 		}
 		if n != 1 {
-			bad("affinity %q: say what to hash: exactly one of a cookie, a header and a parameter", c.Affinity)
+			bad("Hash", "affinity %q: say what to hash: exactly one of a cookie, a header and a parameter", c.Affinity)
 		}
-		named("cookie to hash", c.Hash.Cookie)
-		named("header to hash", c.Hash.Header)
+		named("Hash.Cookie", "cookie to hash", c.Hash.Cookie)
+		named("Hash.Header", "header to hash", c.Hash.Header)
 		if reserved(c.Hash.Header) {
-			bad("header to hash %q: the gateway strips this name from clients' requests; use another", c.Hash.Header)
+			bad("Hash.Header", "header to hash %q: the gateway strips this name from clients' requests; use another", c.Hash.Header)
 		}
 	case AffinityHeader:
 		if c.UpstreamHeader == "" {
-			bad("affinity %q: give the header in which a trusted proxy names the upstream", c.Affinity)
-		} else if named("upstream header", c.UpstreamHeader); reserved(c.UpstreamHeader) {
-			bad("upstream header %q: the gateway strips this name from clients' requests; use another, such as Upstream", c.UpstreamHeader)
+			bad("UpstreamHeader", "affinity %q: give the header in which a trusted proxy names the upstream", c.Affinity)
+		} else if named("UpstreamHeader", "upstream header", c.UpstreamHeader); reserved(c.UpstreamHeader) {
+			bad("UpstreamHeader", "upstream header %q: the gateway strips this name from clients' requests; use another, such as Upstream", c.UpstreamHeader)
 		}
 		if len(c.TrustedProxies) == 0 {
-			bad("affinity %q: name the trusted proxies that may choose an upstream", c.Affinity)
+			bad("TrustedProxies", "affinity %q: name the trusted proxies that may choose an upstream", c.Affinity)
 		}
 	}
 	if s := c.RouteSeparator; len(s) != 1 || !strings.Contains(".!:~-_|", s) {
-		bad("route separator %q: want one of . ! : ~ - _ |", s)
+		bad("RouteSeparator", "route separator %q: want one of . ! : ~ - _ |", s)
 	}
 	routes := make(map[string]int)
 	for i, u := range c.Upstreams {
@@ -150,21 +150,21 @@ func (c Config) validateAffinity(bad func(format string, args ...any)) {
 				continue // derived from the URL: unique
 			}
 		} else if !upstreamID.MatchString(route) {
-			bad("upstream %d: route %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, route)
+			bad(upstreamField(i, "Route"), "upstream %d: route %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, route)
 		} else if u.Resolve {
-			bad("upstream %d: a route, but its name is resolved: each address has its ID as its route", i+1)
+			bad(upstreamField(i, "Route"), "upstream %d: a route, but its name is resolved: each address has its ID as its route", i+1)
 		}
 		if first, ok := routes[route]; ok && (u.Route != "" || c.Upstreams[first-1].Route != "") {
-			bad("upstreams %d and %d have the same route %q: give each its own", first, i+1, route)
+			bad(upstreamField(i, "Route"), "upstreams %d and %d have the same route %q: give each its own", first, i+1, route)
 		} else if !ok {
 			routes[route] = i + 1
 		}
 	}
 	if c.LearnedEntries < 0 || c.LearnedEntries > 50_000_000 {
-		bad("learned entries %d: want 1 to 50000000", c.LearnedEntries)
+		bad("LearnedEntries", "learned entries %d: want 1 to 50000000", c.LearnedEntries)
 	}
 	if c.LearnedIdle < 0 {
-		bad("learned idle %v is negative", c.LearnedIdle)
+		bad("LearnedIdle", "learned idle %v is negative", c.LearnedIdle)
 	}
 }
 

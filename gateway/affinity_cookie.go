@@ -21,7 +21,7 @@ import (
 //
 // where k1 = HMAC-SHA256(key, "holdfast affinity v2 name") and k2 = HMAC-SHA256(key, "holdfast affinity v2"). It tells no
 // address and no ID, and nobody without the key can make one. Every gateway with the key knows it, without a table of
-// clients. The date bounds how long a binding counts (Cookie.MaxAge), and of two cookies the newer counts.
+// clients. The date bounds how long a cookie counts (Cookie.MaxAge), and of two cookies the newer counts.
 //
 // A value of version 1, 16 bytes, is read too: HMAC-SHA256(key, "holdfast affinity v1\x00" + upstream ID). It has no date.
 type cookieAffinity struct {
@@ -88,16 +88,16 @@ func (a *cookieAffinity) value(u *upstream, at time.Time) string {
 	return base64.RawURLEncoding.EncodeToString(append(raw, sum[:16]...))
 }
 
-// binding is what an affinity cookie says.
-type binding struct {
+// home is what an affinity cookie says of its client.
+type home struct {
 	to   *upstream // nil: nothing
 	date int64     // in seconds since 1970; 0: undated
 }
 
 // read returns what the value of a cookie says.
-func (a *cookieAffinity) read(v string) binding {
+func (a *cookieAffinity) read(v string) home {
 	if len(v) != cookieChars && len(v) != cookieCharsV1 {
-		return binding{}
+		return home{}
 	}
 	var text [cookieChars]byte
 	var raw [rawCookie]byte
@@ -107,16 +107,16 @@ func (a *cookieAffinity) read(v string) binding {
 	case err != nil:
 	case n == rawCookieV1:
 		if u := a.upstreams[[8]byte(raw[:8])]; u != nil && subtle.ConstantTimeCompare(raw[:n], u.undated[:]) == 1 {
-			return binding{to: u.upstream}
+			return home{to: u.upstream}
 		}
 	case n == rawCookie && raw[0] == cookieVersion:
 		if u := a.upstreams[[8]byte(raw[6:14])]; u != nil {
 			if sum := a.mac.Sum(raw[:14], u.id); subtle.ConstantTimeCompare(raw[14:], sum[:16]) == 1 {
-				return binding{u.upstream, int64(raw[1])<<32 | int64(raw[2])<<24 | int64(raw[3])<<16 | int64(raw[4])<<8 | int64(raw[5])}
+				return home{u.upstream, int64(raw[1])<<32 | int64(raw[2])<<24 | int64(raw[3])<<16 | int64(raw[4])<<8 | int64(raw[5])}
 			}
 		}
 	}
-	return binding{}
+	return home{}
 }
 
 // strictBase64 refuses two spellings of one value.
@@ -125,11 +125,11 @@ var strictBase64 = base64.RawURLEncoding.Strict()
 // known keeps what home found out, for the next who asks about the same request.
 type known struct {
 	by   *cookieAffinity // nil: nothing
-	home binding
+	home home
 }
 
-// home returns the binding of r's client.
-func (a *cookieAffinity) home(r *http.Request) binding {
+// home returns the home of r's client, if it has one.
+func (a *cookieAffinity) home(r *http.Request) home {
 	x, ok := r.Context().Value(exchangeKey{}).(*exchange)
 	if !ok {
 		return a.newest(r)
@@ -140,9 +140,9 @@ func (a *cookieAffinity) home(r *http.Request) binding {
 	return x.known.home
 }
 
-// newest returns the newest binding of r's client that still counts. One that is further in the future than MaxAge, by
+// newest returns what the newest cookie of r's client says that still counts. One that is further in the future than MaxAge, by
 // a clock that was wrong, counts no longer than one of the past.
-func (a *cookieAffinity) newest(r *http.Request) (newest binding) {
+func (a *cookieAffinity) newest(r *http.Request) (newest home) {
 	name, _ := a.name(r)
 	copies := 0
 	for v := range cookies(r.Header, name) {
@@ -188,8 +188,8 @@ func (a *cookieAffinity) answered(r *http.Request, u *upstream, res *http.Respon
 	}
 }
 
-// changes reports whether a client with this binding needs another cookie to belong to u.
-func (a *cookieAffinity) changes(b binding, u *upstream) bool {
+// changes reports whether a client with this home needs another cookie to belong to u.
+func (a *cookieAffinity) changes(b home, u *upstream) bool {
 	return b.to != u || b.date == 0 && a.cookie.MaxAge > 0
 }
 

@@ -61,7 +61,7 @@ func TestNewestCookieWins(t *testing.T) {
 	}
 }
 
-// A binding counts for MaxAge, from when it was made, by clocks that may be wrong.
+// A cookie counts for MaxAge, from when it was made, by clocks that may be wrong.
 func TestCookieMaxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := mustNew(t, gateway.Config{

@@ -22,33 +22,33 @@ const (
 
 const maxWeight = 1000
 
-func (c Config) validateBalance(bad func(format string, args ...any)) {
+func (c Config) validateBalance(bad badFunc) {
 	switch c.Balance {
 	case BalanceRoundRobin, BalanceLeastRequests, BalanceTwoChoices:
 	default:
-		bad("balance %q unknown (want round-robin, least-requests, two-choices)", c.Balance)
+		bad("Balance", "balance %q unknown (want round-robin, least-requests, two-choices)", c.Balance)
 	}
 	zones := make(map[string]bool)
 	for i, u := range c.Upstreams {
 		zones[u.Zone] = true
 		if u.Weight < 0 || u.Weight > maxWeight {
-			bad("upstream %d: weight %d: want 1 to %d", i+1, u.Weight, maxWeight)
+			bad(upstreamField(i, "Weight"), "upstream %d: weight %d: want 1 to %d", i+1, u.Weight, maxWeight)
 		}
 		if u.MaxRequests < 0 {
-			bad("upstream %d: max requests %d is negative (0: no limit)", i+1, u.MaxRequests)
+			bad(upstreamField(i, "MaxRequests"), "upstream %d: max requests %d is negative (0: no limit)", i+1, u.MaxRequests)
 		}
 	}
 	if c.Zone != "" && len(c.Upstreams) > 0 && !zones[c.Zone] {
-		bad("zone %q: no upstream is in it", c.Zone)
+		bad("Zone", "zone %q: no upstream is in it", c.Zone)
 	}
 	if !(c.ZoneMinimum >= 0 && c.ZoneMinimum <= 1) {
-		bad("zone minimum %v: want a share, 0 to 1", c.ZoneMinimum)
+		bad("ZoneMinimum", "zone minimum %v: want a share, 0 to 1", c.ZoneMinimum)
 	}
 	if f := c.LoadFactor; f != 0 && !(f >= 1 && f <= 100) {
-		bad("load factor %v: want 0 for no bound, or 1 to 100, such as 1.25", f)
+		bad("LoadFactor", "load factor %v: want 0 for no bound, or 1 to 100, such as 1.25", f)
 	}
 	if c.SlowStart < 0 {
-		bad("slow start %v is negative", c.SlowStart)
+		bad("SlowStart", "slow start %v is negative", c.SlowStart)
 	}
 }
 

@@ -13,28 +13,28 @@ import (
 )
 
 // validateClients checks what has to do with who a client is, and what upstreams are told of it.
-func (c Config) validateClients(bad func(format string, args ...any)) {
+func (c Config) validateClients(bad badFunc) {
 	switch k := c.SignatureKey; {
 	case len(k) == 0:
 	case len(k) != signed.KeyBytes:
-		bad("signature key of %d bytes: want %d random ones, the same for gateways and applications", len(k), signed.KeyBytes)
+		bad("SignatureKey", "signature key of %d bytes: want %d random ones, the same for gateways and applications", len(k), signed.KeyBytes)
 	case [signed.KeyBytes]byte(k) == [signed.KeyBytes]byte{}:
-		bad("signature key is all zeros: want %d random bytes", signed.KeyBytes)
+		bad("SignatureKey", "signature key is all zeros: want %d random bytes", signed.KeyBytes)
 	}
 	for i, p := range c.TrustedProxies {
 		switch {
 		case !p.IsValid():
-			bad("trusted proxy %d is not an address or a range of addresses", i+1)
+			bad("TrustedProxies", "trusted proxy %d is not an address or a range of addresses", i+1)
 		case p.Bits() == 0:
-			bad("trusted proxy %s is everybody: name the proxies, or anybody can choose the address that they seem to come from", p)
+			bad("TrustedProxies", "trusted proxy %s is everybody: name the proxies, or anybody can choose the address that they seem to come from", p)
 		}
 	}
 	if len(c.TrustedProxies) == 0 {
 		if c.UseForwarded {
-			bad("the header Forwarded is believed of trusted proxies only: name them")
+			bad("UseForwarded", "the header Forwarded is believed of trusted proxies only: name them")
 		}
 		if c.ProxyProtocol {
-			bad("the PROXY protocol is spoken with trusted proxies only: name them")
+			bad("ProxyProtocol", "the PROXY protocol is spoken with trusted proxies only: name them")
 		}
 	}
 }

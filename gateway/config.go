@@ -117,7 +117,11 @@ type Config struct {
 	// same for all gateways and applications. See package signed. Empty: not signed.
 	SignatureKey []byte
 
-	// TLS is for the clients' side of Run, HTTP/2 included. Nil: plain HTTP/1.1.
+	// Certificates are for the clients' side of Run, which is then https, HTTP/2 included. Of several, each client gets the
+	// first that is for the name it asks for. The files are read again when they change; see ReloadCertificates.
+	Certificates []CertificateFiles
+	// TLS is for more than that, such as certificates from elsewhere or from clients. Nil, and no Certificates: plain
+	// HTTP/1.1.
 	TLS *tls.Config
 	// UpstreamTLS is for upstreams with an https URL. Nil: the system's roots.
 	UpstreamTLS *tls.Config
@@ -196,6 +200,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// WithDefaults returns c with the defaults in the place of zero values.
+func (c Config) WithDefaults() Config { return c.withDefaults() }
+
 func (c Config) withDefaults() Config {
 	def := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
@@ -241,28 +248,46 @@ var (
 	fieldName  = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$") // RFC 9110, token
 )
 
-// Validate reports everything that is wrong with c.
+// ConfigError is one thing that is wrong with a Config.
+type ConfigError struct {
+	// Field is where: "DialTimeout", "Cookie.Name", "Upstreams[1].URL".
+	Field string
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return "gateway: " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// badFunc notes what is wrong with a field.
+type badFunc func(field, format string, args ...any)
+
+// upstreamField names a field of the upstream with index i.
+func upstreamField(i int, name string) string { return fmt.Sprintf("Upstreams[%d].%s", i, name) }
+
+// Validate reports everything that is wrong with c: it joins a *ConfigError for each fault.
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("gateway: "+format, args...)) }
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &ConfigError{field, fmt.Errorf(format, args...)})
+	}
 
 	if len(c.Upstreams) == 0 {
-		bad("no upstream: give the URL of at least one application server")
+		bad("Upstreams", "no upstream: give the URL of at least one application server")
 	}
 	seen := make(map[string]int)
 	for i, u := range c.Upstreams {
 		parsed, err := u.parse()
 		if err != nil {
-			bad("upstream %d: %w", i+1, err)
+			bad(upstreamField(i, "URL"), "upstream %d: %w", i+1, err)
 			continue
 		}
 		id := u.id(parsed)
 		if !upstreamID.MatchString(id) {
-			bad("upstream %d: ID %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, id)
+			bad(upstreamField(i, "ID"), "upstream %d: ID %q: want 1 to 64 of A-Z a-z 0-9 . _ -", i+1, id)
 		}
 		if first, ok := seen[id]; ok {
-			bad("upstreams %d and %d have the same ID %q: give each its own", first, i+1, id)
+			bad(upstreamField(i, "ID"), "upstreams %d and %d have the same ID %q: give each its own", first, i+1, id)
 		} else {
 			seen[id] = i + 1
 		}
@@ -270,32 +295,32 @@ func (c Config) Validate() error {
 	c.validateAffinity(bad)
 	for _, name := range c.SessionCookies {
 		if !fieldName.MatchString(name) {
-			bad("session cookie name %q is not a cookie name", name)
+			bad("SessionCookies", "session cookie name %q is not a cookie name", name)
 		}
 	}
 	if h := c.SessionHeader; h != "" {
 		if !fieldName.MatchString(h) {
-			bad("session header %q is not a header name", h)
+			bad("SessionHeader", "session header %q is not a header name", h)
 		} else if reserved(h) {
-			bad("session header %q: the gateway strips this name from clients' requests; use another, such as Session-Token", h)
+			bad("SessionHeader", "session header %q: the gateway strips this name from clients' requests; use another, such as Session-Token", h)
 		}
 	}
-	if t := c.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
-		bad("TLS has no certificate")
+	if t := c.TLS; t != nil && len(c.Certificates) == 0 && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		bad("TLS", "TLS has no certificate")
 	}
 	for _, t := range []struct {
-		name string
-		d    time.Duration
+		field, name string
+		d           time.Duration
 	}{
-		{"dial timeout", c.DialTimeout},
-		{"response header timeout", c.ResponseHeaderTimeout},
-		{"read header timeout", c.ReadHeaderTimeout},
-		{"idle timeout", c.IdleTimeout},
-		{"write timeout", c.WriteTimeout},
-		{"drain timeout", c.DrainTimeout},
+		{"DialTimeout", "dial timeout", c.DialTimeout},
+		{"ResponseHeaderTimeout", "response header timeout", c.ResponseHeaderTimeout},
+		{"ReadHeaderTimeout", "read header timeout", c.ReadHeaderTimeout},
+		{"IdleTimeout", "idle timeout", c.IdleTimeout},
+		{"WriteTimeout", "write timeout", c.WriteTimeout},
+		{"DrainTimeout", "drain timeout", c.DrainTimeout},
 	} {
 		if t.d < 0 {
-			bad("%s %v is negative", t.name, t.d)
+			bad(t.field, "%s %v is negative", t.name, t.d)
 		}
 	}
 	c.validateBalance(bad)
@@ -304,13 +329,18 @@ func (c Config) Validate() error {
 	c.Ejection.validate(bad)
 	c.validateQueue(bad)
 	if !(c.PanicThreshold >= 0 && c.PanicThreshold <= 1) {
-		bad("panic threshold %v: want a share, 0 to 1", c.PanicThreshold)
+		bad("PanicThreshold", "panic threshold %v: want a share, 0 to 1", c.PanicThreshold)
 	}
 	if c.BodyIdleTimeout < 0 {
-		bad("body idle timeout %v is negative", c.BodyIdleTimeout)
+		bad("BodyIdleTimeout", "body idle timeout %v is negative", c.BodyIdleTimeout)
 	}
 	c.validateClients(bad)
 	c.validateLimits(bad)
+	for i, f := range c.Certificates {
+		if f.CertFile == "" || f.KeyFile == "" {
+			bad("Certificates", "certificate %d: give both the file of the certificate and that of its key", i+1)
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -45,23 +45,23 @@ func (e Ejection) withDefaults() Ejection {
 	return e
 }
 
-func (e Ejection) validate(bad func(format string, args ...any)) {
+func (e Ejection) validate(bad badFunc) {
 	if e.Failures < 0 {
-		bad("ejection: failures %d is negative", e.Failures)
+		bad("Ejection.Failures", "ejection: failures %d is negative", e.Failures)
 	}
 	for _, s := range e.Statuses {
 		if s < 500 || s > 599 {
-			bad("ejection: status %d: want 500 to 599; others are a client's", s)
+			bad("Ejection.Statuses", "ejection: status %d: want 500 to 599; others are a client's", s)
 		}
 	}
 	if e.Time < 0 {
-		bad("ejection: time %v is negative", e.Time)
+		bad("Ejection.Time", "ejection: time %v is negative", e.Time)
 	}
 	if e.MaxTime < e.Time {
-		bad("ejection: max time %v is less than time %v", e.MaxTime, e.Time)
+		bad("Ejection.MaxTime", "ejection: max time %v is less than time %v", e.MaxTime, e.Time)
 	}
 	if !(e.MaxShare >= 0 && e.MaxShare <= 1) {
-		bad("ejection: max share %v: want 0 to 1", e.MaxShare)
+		bad("Ejection.MaxShare", "ejection: max share %v: want 0 to 1", e.MaxShare)
 	}
 }
 

@@ -344,9 +344,7 @@ func TestProcessStopped(t *testing.T) {
 	if !strings.HasPrefix(first.body, apps[0].addr) {
 		t.Fatalf("first request went to %q, want %s", first.body, apps[0].addr)
 	}
-	if err := apps[0].cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	apps[0].mustFreeze(t)
 	a := g.send("GET", "/", "", "Cookie", cookie)
 	wantStatus(t, a, 200)
 	if !strings.HasPrefix(a.body, apps[1].addr) || affinityCookie(a) == "" {

@@ -56,6 +56,8 @@ type Gateway struct {
 
 	seats      seats
 	rejections rejections
+
+	certificates *certificates // or nil
 }
 
 // New returns a Gateway, or everything that is wrong with c. It connects to nothing.
@@ -65,6 +67,10 @@ func New(c Config) (*Gateway, error) {
 	}
 	c = c.withDefaults().clone()
 	g := &Gateway{config: c, hop: []string{rand.Text()}, seats: seats{total: c.MaxConnections, perClient: c.MaxConnectionsPerClient}}
+	var err error
+	if g.certificates, err = loadCertificates(c); err != nil {
+		return nil, err
+	}
 	t, err := g.build(c, nil)
 	if err != nil {
 		return nil, err

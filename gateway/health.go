@@ -55,31 +55,31 @@ func (h HealthCheck) withDefaults() HealthCheck {
 	return h
 }
 
-func (h HealthCheck) validate(bad func(format string, args ...any)) {
+func (h HealthCheck) validate(bad badFunc) {
 	if h.TCP && h.Path != "" {
-		bad("health check: both TCP and a path: choose one")
+		bad("HealthCheck.TCP", "health check: both TCP and a path: choose one")
 	}
 	if h.Path != "" {
 		if _, err := url.ParseRequestURI(h.Path); err != nil || !strings.HasPrefix(h.Path, "/") {
-			bad("health check: path %q: want one such as /healthz", h.Path)
+			bad("HealthCheck.Path", "health check: path %q: want one such as /healthz", h.Path)
 		}
 	}
 	if h.Status != 0 && (h.Status < 200 || h.Status > 599) {
-		bad("health check: status %d: want 200 to 599", h.Status)
+		bad("HealthCheck.Status", "health check: status %d: want 200 to 599", h.Status)
 	}
 	if h.Path == "" && (h.Status != 0 || h.Host != "") {
-		bad("health check: a status or host without a path: give the path to ask for, such as /healthz")
+		bad("HealthCheck.Path", "health check: a status or host without a path: give the path to ask for, such as /healthz")
 	}
 	for _, d := range []struct {
-		name string
-		d    time.Duration
-	}{{"interval", h.Interval}, {"timeout", h.Timeout}} {
+		field, name string
+		d           time.Duration
+	}{{"Interval", "interval", h.Interval}, {"Timeout", "timeout", h.Timeout}} {
 		if d.d < 0 {
-			bad("health check: %s %v is negative", d.name, d.d)
+			bad("HealthCheck."+d.field, "health check: %s %v is negative", d.name, d.d)
 		}
 	}
 	if h.Rise < 0 || h.Fall < 0 {
-		bad("health check: rise %d and fall %d: want numbers of checks", h.Rise, h.Fall)
+		bad("HealthCheck.Rise", "health check: rise %d and fall %d: want numbers of checks", h.Rise, h.Fall)
 	}
 }
 

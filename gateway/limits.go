@@ -30,19 +30,19 @@ func (c *Config) withLimitDefaults() {
 	}
 }
 
-func (c Config) validateLimits(bad func(format string, args ...any)) {
+func (c Config) validateLimits(bad badFunc) {
 	for _, n := range []struct {
-		name string
-		n    int64
+		field, name string
+		n           int64
 	}{
-		{"max header bytes", int64(c.MaxHeaderBytes)},
-		{"max headers", int64(c.MaxHeaders)},
-		{"max body bytes", c.MaxBodyBytes},
-		{"max connections", int64(c.MaxConnections)},
-		{"max connections per client", int64(c.MaxConnectionsPerClient)},
+		{"MaxHeaderBytes", "max header bytes", int64(c.MaxHeaderBytes)},
+		{"MaxHeaders", "max headers", int64(c.MaxHeaders)},
+		{"MaxBodyBytes", "max body bytes", c.MaxBodyBytes},
+		{"MaxConnections", "max connections", int64(c.MaxConnections)},
+		{"MaxConnectionsPerClient", "max connections per client", int64(c.MaxConnectionsPerClient)},
 	} {
 		if n.n < 0 {
-			bad("%s %d is negative", n.name, n.n)
+			bad(n.field, "%s %d is negative", n.name, n.n)
 		}
 	}
 }

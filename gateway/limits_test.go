@@ -155,29 +155,27 @@ func (p *pipes) dial(context.Context, string, string) (net.Conn, error) {
 	return near, nil
 }
 
-// piped runs f within a bubble, with a gateway in front of app. dial connects to the gateway.
+// piped runs f with a gateway in front of app, all of it in the bubble that it is called in. dial connects to the gateway.
 func piped(t *testing.T, c gateway.Config, app http.HandlerFunc, f func(t *testing.T, g *gateway.Gateway, dial func() net.Conn)) {
-	synctest.Test(t, func(t *testing.T) {
-		back, front := newPipes(), newPipes()
-		srv := &http.Server{Handler: app}
-		var running sync.WaitGroup
-		running.Go(func() { _ = srv.Serve(back) })
-		c.Upstreams, c.Dial = upstreams("http://app:1"), back.dial
-		g, err := gateway.New(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		running.Go(func() { _ = g.Run(ctx, front) })
-		f(t, g, func() net.Conn {
-			c, _ := front.dial(ctx, "", "")
-			return c
-		})
-		cancel()
-		synctest.Wait()
-		_ = srv.Close()
-		running.Wait()
+	back, front := newPipes(), newPipes()
+	srv := &http.Server{Handler: app}
+	var running sync.WaitGroup
+	running.Go(func() { _ = srv.Serve(back) })
+	c.Upstreams, c.Dial = upstreams("http://app:1"), back.dial
+	g, err := gateway.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	running.Go(func() { _ = g.Run(ctx, front) })
+	f(t, g, func() net.Conn {
+		c, _ := front.dial(ctx, "", "")
+		return c
 	})
+	cancel()
+	synctest.Wait()
+	_ = srv.Close()
+	running.Wait()
 }
 
 // Attack 40: who sends a header or a body too slowly is cut off, when the time is over, and others are served meanwhile.
@@ -202,47 +200,49 @@ func TestSlowClients(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			app := func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
-			piped(t, gateway.Config{}, app, func(t *testing.T, g *gateway.Gateway, dial func() net.Conn) {
-				began := time.Now()
-				slow := dial()
-				defer slow.Close()
-				stop := make(chan struct{})
-				var sending sync.WaitGroup
-				sending.Go(func() {
-					_, err := io.WriteString(slow, c.begin)
-					for err == nil {
-						select {
-						case <-time.After(c.every):
-							_, err = io.WriteString(slow, strings.Repeat("x", c.bytes))
-						case <-stop:
-							return
+			synctest.Test(t, func(t *testing.T) {
+				piped(t, gateway.Config{}, app, func(t *testing.T, g *gateway.Gateway, dial func() net.Conn) {
+					began := time.Now()
+					slow := dial()
+					defer slow.Close()
+					stop := make(chan struct{})
+					var sending sync.WaitGroup
+					sending.Go(func() {
+						_, err := io.WriteString(slow, c.begin)
+						for err == nil {
+							select {
+							case <-time.After(c.every):
+								_, err = io.WriteString(slow, strings.Repeat("x", c.bytes))
+							case <-stop:
+								return
+							}
+						}
+					})
+					for range 3 {
+						other := dial()
+						fmt.Fprint(other, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+						if b, err := io.ReadAll(other); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 200 ") {
+							t.Errorf("another client: %q, %v", b, err)
 						}
 					}
-				})
-				for range 3 {
-					other := dial()
-					fmt.Fprint(other, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-					if b, err := io.ReadAll(other); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 200 ") {
-						t.Errorf("another client: %q, %v", b, err)
+					if d := time.Since(began); d != 0 {
+						t.Errorf("other clients waited %v", d)
 					}
-				}
-				if d := time.Since(began); d != 0 {
-					t.Errorf("other clients waited %v", d)
-				}
-				answer := make([]byte, 13)
-				n, _ := io.ReadFull(slow, answer)
-				if got := string(answer[:n]); got != c.want {
-					t.Errorf("answer %q, want %q", got, c.want)
-				}
-				if took := time.Since(began); took < c.until-time.Second || took > c.until+time.Second {
-					t.Errorf("after %v, want %v", took, c.until)
-				}
-				close(stop)
-				slow.Close()
-				sending.Wait()
-				if s := g.Stats(); s.Rejections.Slow != c.slow || s.Upstreams[0].Failures > 0 {
-					t.Errorf("%+v, want %d slow and no failure of the upstream", s, c.slow)
-				}
+					answer := make([]byte, 13)
+					n, _ := io.ReadFull(slow, answer)
+					if got := string(answer[:n]); got != c.want {
+						t.Errorf("answer %q, want %q", got, c.want)
+					}
+					if took := time.Since(began); took < c.until-time.Second || took > c.until+time.Second {
+						t.Errorf("after %v, want %v", took, c.until)
+					}
+					close(stop)
+					slow.Close()
+					sending.Wait()
+					if s := g.Stats(); s.Rejections.Slow != c.slow || s.Upstreams[0].Failures > 0 {
+						t.Errorf("%+v, want %d slow and no failure of the upstream", s, c.slow)
+					}
+				})
 			})
 		})
 	}

@@ -14,8 +14,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,6 +90,26 @@ func mustProcess(t testing.TB, addr string) *process {
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait()
+}
+
+// mustFreeze stops the process, and returns when all of its threads have stopped: the signal is not that fast.
+func (p *process) mustFreeze(t testing.TB) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	running := func() bool {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		return err != nil || slices.ContainsFunc(stats, func(stat string) bool {
+			b, err := os.ReadFile(stat)
+			return err == nil && !bytes.Contains(b, []byte(") T "))
+		})
+	}
+	for until := time.Now().Add(10 * time.Second); running(); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("the process does not stop")
+		}
+	}
 }
 
 var testKey = []byte("0123456789abcdef0123456789abcdef")
@@ -365,4 +388,8 @@ func (r *running) upstream(id string) gateway.UpstreamStats {
 	}
 	r.t.Fatalf("no upstream %q", id)
 	return gateway.UpstreamStats{}
+}
+
+func textLogger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

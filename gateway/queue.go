@@ -212,11 +212,11 @@ func (x *exchange) hold(u *upstream) {
 	x.holds = u
 }
 
-func (c Config) validateQueue(bad func(format string, args ...any)) {
+func (c Config) validateQueue(bad badFunc) {
 	if c.MaxQueued < -1 {
-		bad("max queued %d: want a number of requests, or -1 for none", c.MaxQueued)
+		bad("MaxQueued", "max queued %d: want a number of requests, or -1 for none", c.MaxQueued)
 	}
 	if c.QueueTimeout < 0 {
-		bad("queue timeout %v is negative", c.QueueTimeout)
+		bad("QueueTimeout", "queue timeout %v is negative", c.QueueTimeout)
 	}
 }

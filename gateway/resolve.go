@@ -26,7 +26,7 @@ const (
 	resolveRetry   = time.Second
 )
 
-func (c Config) validateResolve(bad func(format string, args ...any)) {
+func (c Config) validateResolve(bad badFunc) {
 	for i, u := range c.Upstreams {
 		if !u.Resolve {
 			continue
@@ -36,14 +36,14 @@ func (c Config) validateResolve(bad func(format string, args ...any)) {
 			continue // which was said
 		}
 		if _, err := netip.ParseAddr(p.Hostname()); err == nil {
-			bad("upstream %d: resolve: %s is an address, not a name", i+1, p.Hostname())
+			bad(upstreamField(i, "Resolve"), "upstream %d: resolve: %s is an address, not a name", i+1, p.Hostname())
 		}
 		if len(u.ID) > 55 {
-			bad("upstream %d: ID %q: want at most 55 characters with resolve, which adds 9", i+1, u.ID)
+			bad(upstreamField(i, "ID"), "upstream %d: ID %q: want at most 55 characters with resolve, which adds 9", i+1, u.ID)
 		}
 	}
 	if c.ResolveEvery < 0 {
-		bad("resolve every %v is negative", c.ResolveEvery)
+		bad("ResolveEvery", "resolve every %v is negative", c.ResolveEvery)
 	}
 }
 

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -48,8 +47,11 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 		},
 		ErrorLog: slog.NewLogLogger(g.config.Logger.Handler(), slog.LevelDebug),
 	}
-	f := g.newFront(l, serverTLS(g.config.TLS))
+	f := g.newFront(l, g.serverTLS())
 	defer f.wait()
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { g.watchCertificates(draining) })
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(f) }()
 
@@ -78,18 +80,6 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 
 // maxStreams bounds the requests at once on one connection of HTTP/2: more than any browser makes.
 const maxStreams = 128
-
-// serverTLS returns the configuration of the clients' side, with HTTP/2 and HTTP/1.1 to choose from, or nil.
-func serverTLS(c *tls.Config) *tls.Config {
-	if c == nil {
-		return nil
-	}
-	c = c.Clone()
-	if len(c.NextProtos) == 0 {
-		c.NextProtos = []string{"h2", "http/1.1"}
-	}
-	return c
-}
 
 // server is one Run.
 type server struct {

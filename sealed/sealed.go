@@ -71,7 +71,7 @@ type Report struct {
 	Seen     time.Time `json:"seen,omitzero"`
 	Expires  time.Time `json:"expires,omitzero"`
 	Fields   []Field   `json:"fields,omitempty"`
-	// Refused is "" or the cause: "tampered", "foreign", "retired key" or "expired"; "incomplete" if several cookies are no token.
+	// Refused is "" or the cause: "tampered", "foreign", "retired key" "expired" or "not yet valid"; "incomplete" if several cookies are no token.
 	Refused string `json:"refused,omitempty"`
 	// Why says more about Refused, and what to do.
 	Why string `json:"why,omitempty"`
@@ -113,6 +113,8 @@ func (r *Report) SetOpened(o driver.Opened, err error) {
 		r.Refused = "retired key"
 	case errors.Is(err, driver.ErrGone):
 		r.Refused = "expired"
+	case errors.Is(err, driver.ErrNotYetValid):
+		r.Refused, r.Verified = "not yet valid", true
 	default:
 		r.Refused = "tampered"
 	}

@@ -117,7 +117,16 @@ func listAmongWrites(ctx context.Context, t *T) {
 		own = append(own, id)
 	}
 	ids := slices.Concat(stable, changing, own)
-	done := make(chan struct{})
+	// While a list goes on, writers make 60 rounds, and one more for every fourth record that it yields. Without an end to them
+	// a list that is slow on a busy machine would become slower with every record they write.
+	const ahead = 60
+	rounds, done := make(chan struct{}, ahead), make(chan struct{})
+	allow := func() {
+		select {
+		case rounds <- struct{}{}:
+		default:
+		}
+	}
 	var writers sync.WaitGroup
 	for w := range 4 {
 		writers.Go(func() {
@@ -126,7 +135,7 @@ func listAmongWrites(ctx context.Context, t *T) {
 					select {
 					case <-done:
 						return
-					default:
+					case <-rounds:
 					}
 					n := i / 4 % 25 * 4
 					id := stable[n+w] // each writer has IDs of its own
@@ -141,6 +150,9 @@ func listAmongWrites(ctx context.Context, t *T) {
 	}
 	t.protect(func() {
 		for range 5 {
+			for range ahead {
+				allow()
+			}
 			times := make(map[driver.ID]int)
 			for item, err := range t.store().(driver.Lister).List(ctx) {
 				if err != nil {
@@ -150,8 +162,12 @@ func listAmongWrites(ctx context.Context, t *T) {
 					t.Errorf("List yields a record without its fields")
 				}
 				times[item.ID]++
+				n := len(times)
+				if n%4 == 0 {
+					allow()
+				}
 				// Some that were yielded and some that were not move on, whatever the others come to do.
-				if n := len(times); n%5 == 0 {
+				if n%5 == 0 {
 					id := own[n/5%len(own)]
 					rec := t.load(ctx, id)
 					t.save(ctx, id, after(rec, sets("fill", filler(n))...), rec.Revision)

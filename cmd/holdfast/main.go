@@ -28,6 +28,7 @@ import (
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"Show what Holdfast does: servers to kill, and a session that stays."`
 	Gateway gatewayCmd `cmd:"" help:"Spread requests over application servers that keep sessions."`
+	Config  configCmd  `cmd:"" help:"Work with the configuration file of a gateway."`
 	Key     keyCmd     `cmd:"" help:"Make and change the keys of sealed sessions."`
 	Store   storeCmd   `cmd:"" help:"Work with the store that keeps the sessions."`
 	Cookie  cookieCmd  `cmd:"" help:"Work with sealed sessions, which are in their cookies."`
@@ -57,7 +58,11 @@ func run() int {
 		complain(fmt.Errorf("%w (see %s --help)", err, commandOf(err)))
 		return 2
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !strings.HasPrefix(k.Command(), "gateway run") { // which reads its configuration again
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	// A second Ctrl-C ends the program at once, but not one that comes with the first: timeout(1) sends two.
 	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })

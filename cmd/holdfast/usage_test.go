@@ -89,11 +89,11 @@ func TestBadInput(t *testing.T) {
 		{"copy: parallel", []string{"store", "copy", "file:" + dir, "redis://127.0.0.1", "--parallel", "0"}, nil, 2, `--parallel 1 to 256`},
 		{"copy: from nowhere", []string{"store", "copy", "file:" + filepath.Join(dir, "missing"), "redis://127.0.0.1"}, nil, 1, `does not exist: make it`},
 
-		{"no upstream", []string{"gateway"}, nil, 2, `missing flags: --upstream`},
+		{"no upstream", []string{"gateway"}, nil, 2, `no upstream: give the URL`},
 		{"upstream", []string{"gateway", "--upstream", "10.0.0.1"}, nil, 2, `want http://host:port`},
 		{"upstream with a password", []string{"gateway", "--upstream", "http://ada:" + secret + "@10.0.0.1"}, nil, 2, `remove it`},
 		{"two of one name", []string{"gateway", "--upstream", "a=http://h:1,a=http://h:2"}, nil, 2, `same ID "a"`},
-		{"timeout", append(up, "--dial-timeout", "2"), nil, 2, `--dial-timeout`},
+		{"timeout", append(up, "--dial-timeout", "2"), nil, 2, `--dial-timeout: want a time such as 30s`},
 		{"gateway: port in use", []string{"gateway", "--listen", taken.Addr().String(), "--upstream", "http://127.0.0.1:1"}, nil, 1, `is in use`},
 		{"gateway: address", []string{"gateway", "--listen", "nowhere", "--upstream", "http://127.0.0.1:1"}, nil, 2, `want host:port`},
 		{"half of TLS", append(up, "--tls-cert", "x.pem"), nil, 2, `give both or neither`},

@@ -156,13 +156,21 @@ func TestLeeway(t *testing.T) {
 	_, header, claims := mustToken(t, s)
 	private, _ := jwt.Derive(jwt.EdDSA, ring.Active())
 	for _, name := range []string{"iat", "nbf"} {
-		for ahead, want := range map[time.Duration]error{50 * time.Second: nil, 2 * time.Minute: driver.ErrTampered} {
+		for ahead, want := range map[time.Duration]error{50 * time.Second: nil, 2 * time.Minute: driver.ErrNotYetValid} {
 			var members map[string]json.RawMessage
 			_ = json.Unmarshal([]byte(claims), &members) // it is ours
 			c := strings.Replace(claims, `"`+name+`":`+string(members[name]), fmt.Sprintf("%q:%d", name, time.Now().Add(ahead).Unix()), 1)
 			signed := b64.EncodeToString([]byte(header)) + "." + b64.EncodeToString([]byte(c))
-			if _, err := s.Open("b", signed+"."+b64.EncodeToString(mustSign(t, jwt.EdDSA, signed, private))); !errors.Is(err, want) {
+			token := signed + "." + b64.EncodeToString(mustSign(t, jwt.EdDSA, signed, private))
+			if _, err := s.Open("b", token); !errors.Is(err, want) {
 				t.Errorf("%s %v ahead: Open = %v, want %v", name, ahead, err, want)
+			}
+			r, err := jwt.Inspect(ring, jwt.Config{Leeway: time.Minute}, "b", token)
+			if err != nil || !r.Verified || r.Refused != map[bool]string{true: "not yet valid"}[want != nil] {
+				t.Errorf("%s %v ahead: Inspect says verified %v, refused %q, %v", name, ahead, r.Verified, r.Refused, err)
+			}
+			if _, err := s.Open("c", token); !errors.Is(err, driver.ErrTampered) {
+				t.Errorf("%s %v ahead, with another binding: Open = %v, want ErrTampered", name, ahead, err)
 			}
 		}
 	}

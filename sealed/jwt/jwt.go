@@ -201,11 +201,16 @@ func (s *Sealer) Open(binding, token string) (driver.Opened, error) {
 	if err != nil {
 		return driver.Opened{}, err
 	}
-	if err := s.validator.Validate(c); err != nil {
-		return driver.Opened{}, tampered(err.Error())
-	}
 	if c.state.Binding != bindingHash(binding) {
 		return driver.Opened{}, tampered("made for another binding")
+	}
+	if err := s.validator.Validate(c); errors.Is(err, gojwt.ErrTokenInvalidIssuer) || errors.Is(err, gojwt.ErrTokenInvalidAudience) {
+		return driver.Opened{}, tampered(err.Error())
+	} else if errors.Is(err, gojwt.ErrTokenNotValidYet) || errors.Is(err, gojwt.ErrTokenUsedBeforeIssued) {
+		ahead := time.Until(time.Unix(max(c.issued, c.notBefore), 0)).Round(time.Second)
+		return driver.Opened{}, fmt.Errorf("sealed jwt: %w: %v ahead, Leeway is %v; set the clocks of all servers", driver.ErrNotYetValid, ahead, s.config.Leeway)
+	} else if err != nil {
+		return driver.Opened{}, tampered(err.Error())
 	}
 	o := driver.Opened{ID: c.id, Stale: stale}
 	if o.Record, err = s.record(c, signer, binding); err != nil {

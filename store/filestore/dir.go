@@ -19,14 +19,25 @@ import (
 // calls still act on the old one. The argument in record.go rests on this.
 type dir struct {
 	root *os.Root
-	step func(call, name string) error // called before each call, which is not made if it returns an error; may be nil
+	step step
 }
+
+// step makes a call, do, in a test's way: not at all, late, twice, or with another answer. nil: as it is. Of a call that
+// only reads it can do no more than keep it from being made, by an error; do does nothing then.
+type step func(call, name string, do func() error) error
 
 func (d dir) before(call, name string) error {
 	if d.step == nil {
 		return nil
 	}
-	return d.step(call, name)
+	return d.step(call, name, func() error { return nil })
+}
+
+func (d dir) do(call, name string, do func() error) error {
+	if d.step == nil {
+		return do()
+	}
+	return d.step(call, name, do)
 }
 
 func (d dir) lstat(name string) (fs.FileInfo, error) {
@@ -82,14 +93,14 @@ func (d dir) open(name string) (*os.File, fs.FileInfo, error) {
 	return f, info, nil
 }
 
-// read returns the whole file.
-func (d dir) read(name string) ([]byte, error) {
+// read returns the whole file, of at most so many bytes.
+func (d dir) read(name string, most int64) ([]byte, error) {
 	f, info, err := d.open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info.Size() > maxFile {
+	if info.Size() > most {
 		return nil, fmt.Errorf("%w: a file of %d bytes", driver.ErrCorrupt, info.Size())
 	}
 	if err := d.before("read", name); err != nil {
@@ -120,11 +131,15 @@ func (d dir) readStart(name string, n int) (start []byte, size int64, err error)
 
 // write makes a new file.
 func (d dir) write(name string, sync bool, parts ...[]byte) (err error) {
-	if err := d.before("create", name); err != nil {
+	var f *os.File
+	err = d.do("create", name, func() error {
+		file, err := d.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NONBLOCK, 0o600)
+		if err == nil {
+			f = file
+		}
 		return err
-	}
-	f, err := d.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NONBLOCK, 0o600)
-	if err != nil {
+	})
+	if f == nil {
 		return err
 	}
 	defer func() {
@@ -133,20 +148,18 @@ func (d dir) write(name string, sync bool, parts ...[]byte) (err error) {
 		}
 	}()
 	for _, b := range parts {
-		if err := d.before("write", name); err != nil {
+		if err != nil {
 			return err
 		}
-		if _, err := f.Write(b); err != nil {
+		err = d.do("write", name, func() error {
+			_, err := f.Write(b)
 			return err
-		}
+		})
 	}
-	if !sync {
-		return nil
-	}
-	if err := d.before("sync", name); err != nil {
+	if err != nil || !sync {
 		return err
 	}
-	return f.Sync()
+	return d.do("sync", name, f.Sync)
 }
 
 // sync makes the names in a directory durable, "." being d itself.
@@ -163,33 +176,21 @@ func (d dir) sync(name string) error {
 }
 
 func (d dir) mkdir(name string) error {
-	if err := d.before("mkdir", name); err != nil {
-		return err
-	}
-	return d.root.Mkdir(name, 0o700)
+	return d.do("mkdir", name, func() error { return d.root.Mkdir(name, 0o700) })
 }
 
 // rename replaces a file that has the new name, and returns fs.ErrExist for a directory.
 func (d dir) rename(old, name string) error {
-	if err := d.before("rename", old); err != nil {
-		return err
-	}
-	return d.root.Rename(old, name)
+	return d.do("rename", old, func() error { return d.root.Rename(old, name) })
 }
 
 // remove removes a file or an empty directory.
 func (d dir) remove(name string) error {
-	if err := d.before("remove", name); err != nil {
-		return err
-	}
-	return d.root.Remove(name)
+	return d.do("remove", name, func() error { return d.root.Remove(name) })
 }
 
 func (d dir) removeAll(name string) error {
-	if err := d.before("remove", name); err != nil {
-		return err
-	}
-	return d.root.RemoveAll(name)
+	return d.do("remove", name, func() error { return d.root.RemoveAll(name) })
 }
 
 func (d dir) readlink(name string) (string, error) {
@@ -200,10 +201,7 @@ func (d dir) readlink(name string) (string, error) {
 }
 
 func (d dir) symlink(target, name string) error {
-	if err := d.before("symlink", name); err != nil {
-		return err
-	}
-	return d.root.Symlink(target, name)
+	return d.do("symlink", name, func() error { return d.root.Symlink(target, name) })
 }
 
 // list yields the names in a directory, "." being d itself, n at a time.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -79,20 +78,20 @@ func TestExplore(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				e := newExplorer(t, filestore.Flat, tt.start, tt.processes)
+				e := newExplorer(t, filestore.Config{}, tt.start, tt.processes)
 				n := *preemptions
 				if len(tt.processes) > 2 {
 					n-- // three processes meet in enough ways by themselves
 				}
-				t.Logf("%d schedules, %d with a kill", e.explore(n, 0), e.explore(n-1, 1))
-				hashed := newExplorer(t, filestore.Hashed, tt.start, tt.processes)
-				t.Logf("hashed: %d schedules, %d with a kill", hashed.explore(n-1, 0), hashed.explore(0, 1))
+				t.Logf("%d schedules, %d with a kill", e.explore(bounds{preemptions: n}), e.explore(bounds{preemptions: n - 1, kills: 1}))
+				hashed := newExplorer(t, filestore.Config{Layout: filestore.Hashed}, tt.start, tt.processes)
+				t.Logf("hashed: %d schedules, %d with a kill", hashed.explore(bounds{preemptions: n - 1}), hashed.explore(bounds{kills: 1}))
 			})
 		})
 	}
 }
 
-// call is one call of a process. Only save uses the revisions.
+// call is one call of a process. Only save and touch use the revisions.
 type call struct {
 	op        string
 	prev, rev uint64
@@ -106,11 +105,13 @@ var (
 	expire  = call{op: "expire"} // time passes, and the record that was there at the start expires
 )
 
+func touch(prev, rev uint64) call { return call{"Touch", prev, rev} }
+
 func save(prev, rev uint64) call { return call{"Save", prev, rev} }
 
 func (c call) String() string {
-	if c.op == "Save" {
-		return fmt.Sprintf("Save(%d over %d)", c.rev, c.prev)
+	if c.op == "Save" || c.op == "Touch" {
+		return fmt.Sprintf("%s(%d over %d)", c.op, c.rev, c.prev)
 	}
 	return c.op
 }
@@ -127,27 +128,38 @@ type explorer struct {
 	t         *testing.T
 	start     int
 	processes [][]call
-	layout    filestore.Layout
+	config    filestore.Config
 	dir       string
 	stores    []*filestore.Store // one a process
 	plain     *filestore.Store
 	running   []*process
+	unknown   int // calls that returned ErrUnavailable, with network=nfs
 }
+
+// bounds are how much of each happens in a schedule at most.
+type bounds struct{ preemptions, kills, faults int }
 
 // process is one of the processes of a run.
 type process struct {
 	calls   []call
-	before  chan string // the call that it is about to make; "" at the end of an operation
-	resume  chan error
-	started int // operations
+	before  chan string   // the call that it is about to make; "" at the end of an operation
+	resume  chan response // to it
+	at      string        // the last of before
+	started int           // operations
 	done    int
 	killed  bool
 }
 
-func newExplorer(t *testing.T, l filestore.Layout, start int, processes [][]call) *explorer {
-	e := &explorer{t: t, layout: l, start: start, processes: processes, dir: fastDir(t)}
-	open := func(step func(call, name string) error) *filestore.Store {
-		s, err := filestore.OpenStepped(t.Context(), e.dir, filestore.Config{Layout: l}, step)
+// response makes a call, or not, and answers it.
+type response func(do func() error) error
+
+func asked(do func() error) error { return do() }
+func killed(func() error) error   { return errKilled }
+
+func newExplorer(t *testing.T, c filestore.Config, start int, processes [][]call) *explorer {
+	e := &explorer{t: t, config: c, start: start, processes: processes, dir: fastDir(t)}
+	open := func(step func(call, name string, do func() error) error) *filestore.Store {
+		s, err := filestore.OpenIntercepted(t.Context(), e.dir, c, step)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,16 +167,16 @@ func newExplorer(t *testing.T, l filestore.Layout, start int, processes [][]call
 		return s
 	}
 	for i := range processes {
-		e.stores = append(e.stores, open(func(call, name string) error {
+		e.stores = append(e.stores, open(func(call, name string, do func() error) error {
 			if e.running == nil {
-				return nil // it is being opened
+				return do() // it is being opened
 			}
 			p := e.running[i]
 			if p.killed {
 				return errKilled
 			}
 			p.before <- call + " " + name
-			return <-p.resume
+			return (<-p.resume)(do)
 		}))
 	}
 	e.plain = open(nil)
@@ -175,10 +187,10 @@ func newExplorer(t *testing.T, l filestore.Layout, start int, processes [][]call
 type choice struct{ taken, of int }
 
 // explore runs every schedule within the bounds and returns how many there are.
-func (e *explorer) explore(preemptions, kills int) (schedules int) {
+func (e *explorer) explore(b bounds) (schedules int) {
 	var path []choice
 	for {
-		path = e.run(path, preemptions, kills)
+		path = e.run(path, b)
 		schedules++
 		if e.t.Failed() {
 			return schedules
@@ -194,10 +206,10 @@ func (e *explorer) explore(preemptions, kills int) (schedules int) {
 }
 
 // run follows path as far as it goes and takes the first way from there on. It returns the path it took.
-func (e *explorer) run(path []choice, preemptions, kills int) []choice {
+func (e *explorer) run(path []choice, left bounds) []choice {
 	e.t.Helper()
 	id := mustID(e.t)
-	h := &history{}
+	h := &history{maybe: e.config.Network == filestore.NFS}
 	if e.start != 0 {
 		rec := newRecord("1", shortTTL)
 		if e.start < 0 {
@@ -211,7 +223,7 @@ func (e *explorer) run(path []choice, preemptions, kills int) []choice {
 	}
 	e.running = nil
 	for _, calls := range e.processes {
-		e.running = append(e.running, &process{calls: calls, before: make(chan string), resume: make(chan error)})
+		e.running = append(e.running, &process{calls: calls, before: make(chan string), resume: make(chan response)})
 	}
 	var trace []string
 	depth, last := 0, -1
@@ -242,28 +254,45 @@ func (e *explorer) run(path []choice, preemptions, kills int) []choice {
 			break
 		}
 		canGoOn := ways[0] == last
-		if canGoOn && preemptions == 0 {
+		if canGoOn && left.preemptions == 0 {
 			ways = ways[:1]
 		}
-		const kill = -1
-		if p := e.running[ways[0]]; canGoOn && kills > 0 && p.started > p.done {
-			ways = append(ways, kill)
+		const kill, fault = -1, -2 // fault and below: faults
+		var faults []networkFault
+		if p := e.running[ways[0]]; canGoOn && p.started > p.done {
+			if left.kills > 0 {
+				ways = append(ways, kill)
+			}
+			if left.faults > 0 {
+				faults = faultsOf(p.at)
+				for i := range faults {
+					ways = append(ways, fault-i)
+				}
+			}
 		}
 		way := ways[0]
 		if len(ways) > 1 {
 			way = ways[choose(len(ways))]
 		}
 		switch {
+		case way <= fault:
+			left.faults--
+			h.broken = true
+			f := faults[fault-way]
+			trace = append(trace, fmt.Sprintf("process %d: %s of %s", last, f.name, e.running[last].at))
+			trace = append(trace, e.advance(last, id, h, f.respond))
+			continue
 		case way == kill:
-			kills--
+			left.kills--
+			h.broken = true
 			trace = append(trace, fmt.Sprintf("process %d is killed", last))
 			e.kill(last)
 			continue
 		case canGoOn && way != last:
-			preemptions--
+			left.preemptions--
 		}
 		last = way
-		trace = append(trace, e.advance(way, id, h))
+		trace = append(trace, e.advance(way, id, h, asked))
 	}
 	e.epilogue(id, h)
 	if !h.linearizable() {
@@ -273,7 +302,7 @@ func (e *explorer) run(path []choice, preemptions, kills int) []choice {
 }
 
 // advance lets a process start its next operation, or make the call it waits before, and go on until the next.
-func (e *explorer) advance(i int, id driver.ID, h *history) string {
+func (e *explorer) advance(i int, id driver.ID, h *history, r response) string {
 	p := e.running[i]
 	if p.started == p.done {
 		c := p.calls[p.started]
@@ -284,12 +313,16 @@ func (e *explorer) advance(i int, id driver.ID, h *history) string {
 			if !p.killed {
 				h.end(op, err)
 			}
+			if h.isUnknown(op) {
+				e.unknown++
+			}
 			p.before <- ""
 		}()
 	} else {
-		p.resume <- nil
+		p.resume <- r
 	}
 	at := <-p.before
+	p.at = at
 	if at == "" {
 		p.done++
 		return fmt.Sprintf("process %d ends %v", i, p.calls[p.done-1])
@@ -301,12 +334,13 @@ func (e *explorer) advance(i int, id driver.ID, h *history) string {
 func (e *explorer) kill(i int) {
 	p := e.running[i]
 	p.killed = true
-	p.resume <- errKilled
+	p.resume <- killed
 	<-p.before
 }
 
 func (e *explorer) do(s *filestore.Store, c call, id driver.ID, op *operation) error {
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // longer than a process is stopped
+	defer cancel()
 	switch c.op {
 	case "Load":
 		rec, err := s.Load(ctx, id)
@@ -316,6 +350,10 @@ func (e *explorer) do(s *filestore.Store, c call, id driver.ID, op *operation) e
 		rec := newRecord("x", longTTL)
 		rec.Revision = c.rev
 		return s.Save(ctx, id, rec, c.prev)
+	case "Touch":
+		rec := newRecord("1", longTTL)
+		rec.Revision = c.rev
+		return s.Touch(ctx, id, rec, c.prev)
 	case "Delete":
 		return s.Delete(ctx, id)
 	case "Delete on a full disk":
@@ -349,21 +387,32 @@ func (e *explorer) epilogue(id driver.ID, h *history) {
 	}
 	do(load)
 	do(sweep)
-	if entries, err := os.ReadDir(filepath.Join(e.dir, place(e.layout, id))); err != nil || len(entries) != 2 {
+	at := filepath.Join(e.dir, e.place(id))
+	if entries, err := os.ReadDir(at); err != nil || len(entries) != 2 {
 		e.t.Errorf("after a sweep the record's directory holds %v (%v), want data and token", entries, err)
 	}
 	do(del)
 	do(load)
-	left, _ := filepath.Glob(filepath.Join(e.dir, place(e.layout, id)+"*"))
+	if h.maybe {
+		time.Sleep(2 * shortTTL) // an ended record stays for a while
+		do(sweep)
+	}
+	left, _ := filepath.Glob(at + "*")
 	for _, path := range left {
-		killed := slices.ContainsFunc(e.running, func(p *process) bool { return p.killed })
-		if !killed || !strings.Contains(path, ".new-") && !strings.Contains(path, ".end-") {
+		if !h.broken || !strings.Contains(path, ".new-") && !strings.Contains(path, ".end-") {
 			e.t.Errorf("left behind: %s", path)
 		}
 		if err := os.RemoveAll(path); err != nil {
 			e.t.Fatal(err)
 		}
 	}
+}
+
+func (e *explorer) place(id driver.ID) string {
+	if e.config.Network == filestore.NFS {
+		return nfsPlace(id)
+	}
+	return place(e.config.Layout, id)
 }
 
 func mustID(t testing.TB) (id driver.ID) {

@@ -11,7 +11,20 @@ import (
 )
 
 // OpenStepped opens a store without a sweeper that calls step before each file-system call.
-func OpenStepped(ctx context.Context, path string, c Config, step func(call, name string) error) (*Store, error) {
+func OpenStepped(ctx context.Context, path string, c Config, before func(call, name string) error) (*Store, error) {
+	return OpenIntercepted(ctx, path, c, func(call, name string, do func() error) error {
+		if before == nil {
+			return do()
+		}
+		if err := before(call, name); err != nil {
+			return err
+		}
+		return do()
+	})
+}
+
+// OpenIntercepted opens a store without a sweeper that lets step make each file-system call.
+func OpenIntercepted(ctx context.Context, path string, c Config, step func(call, name string, do func() error) error) (*Store, error) {
 	return open(ctx, path, c.withDefaults(), step)
 }
 

@@ -44,12 +44,27 @@ type Config struct {
 	SweepEvery time.Duration
 	// Layout is where in the directory the records are. All processes must use one; the directory remembers it.
 	Layout Layout
-	// UnsafeNetwork lets Open take a directory on NFS, CIFS, SMB or 9p, which Linux tells it of. It is not supported:
-	// sessions may be lost, and logouts undone.
-	UnsafeNetwork bool
+	// Network says what to do about network file systems: refuse them, keep records in a way that is right on NFS, or
+	// take the risk.
+	Network Network
 	// Logger gets a warning when a sweep meets something it cannot read. nil: slog.Default().
 	Logger *slog.Logger
 }
+
+// Network says what to do about network file systems, which Linux tells a store of.
+type Network string
+
+// What Config.Network may say.
+const (
+	// Refuse refuses a directory on NFS, CIFS, SMB or 9p.
+	Refuse Network = ""
+	// NFS keeps records in another way, which is right for machines that share a directory over NFS. All processes
+	// must use it; the directory remembers it.
+	NFS Network = "nfs"
+	// Unsafe takes any directory, and keeps records as on a local disk: sessions may be lost, and logouts undone. It
+	// is not supported.
+	Unsafe Network = "unsafe"
+)
 
 func (c Config) withDefaults() Config {
 	if c.SweepEvery == 0 {
@@ -61,15 +76,16 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Store is a directory of records. It implements driver.Store, driver.Lister, driver.Sweeper, driver.Stater and
-// driver.Describer. Create it with Open.
+// Store is a directory of records. It implements driver.Store, driver.Lister, driver.Sweeper, driver.Stater,
+// driver.Toucher and driver.Describer. Create it with Open.
 type Store struct {
 	config  Config
 	dir     dir
 	path    string      // absolute
 	self    fs.FileInfo // of dir, to see whether path still leads there
-	layout  Layout      // Flat or Hashed
+	layout  Layout      // Flat, Hashed or nfsLayout
 	settled atomic.Bool // no process can choose another layout
+	nfs     *nfs        // with Network: NFS, else nil
 	closed  atomic.Bool
 	stop    func()
 	swept   sync.WaitGroup
@@ -82,7 +98,8 @@ func Open(ctx context.Context, path string, c Config) (*Store, error) {
 	if !supported {
 		return nil, fmt.Errorf("session directory: %w on %s", errors.ErrUnsupported, runtime.GOOS)
 	}
-	s, err := open(ctx, path, c.withDefaults(), nil)
+	c = c.withDefaults()
+	s, err := openWithin(ctx, path, c)
 	if err != nil {
 		return nil, fmt.Errorf("session directory: %w", err)
 	}
@@ -94,9 +111,42 @@ func Open(ctx context.Context, path string, c Config) (*Store, error) {
 	return s, nil
 }
 
-func open(ctx context.Context, path string, c Config, step func(call, name string) error) (*Store, error) {
+// openWithin is open, which with Network: NFS returns by the deadline of ctx, also if the file server does not answer.
+func openWithin(ctx context.Context, path string, c Config) (*Store, error) {
+	if c.Network != NFS {
+		return open(ctx, path, c, nil)
+	}
+	ctx, cancel := withTimeout(ctx)
+	defer cancel()
+	type result struct {
+		s   *Store
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		s, err := open(ctx, path, c, nil)
+		select {
+		case done <- result{s, err}:
+		case <-ctx.Done(): // the caller has left
+			if err == nil {
+				_ = s.Close() // nobody has used it
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.s, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s: %w: the file server does not answer; is it up, and the mount? %w", path, driver.ErrUnavailable, ctx.Err())
+	}
+}
+
+func open(ctx context.Context, path string, c Config, step step) (*Store, error) {
 	if path == "" {
 		return nil, errors.New("no path given")
+	}
+	if c.Network == NFS && c.Layout != KeepLayout {
+		return nil, fmt.Errorf("layout=%s does not go with network=nfs, which has a layout of its own; leave it out", c.Layout)
 	}
 	path, err := filepath.Abs(path)
 	if err == nil {
@@ -126,13 +176,16 @@ func open(ctx context.Context, path string, c Config, step func(call, name strin
 		return nil, driver.Unavailable(err)
 	}
 	s := &Store{config: c, dir: dir{root, step}, path: path, stop: func() {}}
+	if c.Network == NFS {
+		s.nfs = &nfs{s: s, gate: newGate(64), upkeep: newGate(4)}
+	}
 	err = s.inspect()
 	if err == nil {
 		var settled bool
 		s.layout, settled, err = s.decideLayout(ctx)
 		s.settled.Store(settled)
 	}
-	if err == nil && s.layout == Hashed {
+	if err == nil && s.layout != Flat {
 		err = s.makeBuckets(ctx)
 	}
 	if err != nil {
@@ -187,11 +240,16 @@ const (
 // probePrefix is what the name of the directory begins with that Open makes to see whether it can.
 var probePrefix = driver.ID{}.Hex() + buildInfix
 
-// Close stops the sweeper. Calls that are under way finish or fail.
+// Close stops the sweeper. Calls that are under way finish or fail. With Network: NFS it waits for them, but not longer
+// than 10 s for those that hang because the file server does not answer.
 func (s *Store) Close() error {
 	s.closed.Store(true)
 	s.stop()
 	s.swept.Wait()
+	if s.nfs != nil {
+		s.nfs.gate.close()
+		s.nfs.upkeep.close()
+	}
 	return s.dir.root.Close()
 }
 
@@ -205,6 +263,9 @@ func (s *Store) Describe() driver.Description {
 	}
 	if s.config.SyncData {
 		d.Durable = "survives the end of every process and a power failure"
+	}
+	if s.nfs != nil {
+		d.Durable = "survives the end of every machine, as far as the file server keeps what it was told to sync"
 	}
 	return d
 }
@@ -229,7 +290,11 @@ func (s *Store) present() error {
 	if err == nil && os.SameFile(info, s.self) {
 		return s.decided(false)
 	}
-	return fmt.Errorf("%w: session directory %s was moved or replaced; put it back, or restart this process", driver.ErrUnavailable, s.path)
+	return errMoved(s.path)
+}
+
+func errMoved(path string) error {
+	return fmt.Errorf("%w: session directory %s was moved or replaced; put it back, or restart this process", driver.ErrUnavailable, path)
 }
 
 // Load implements driver.Store.
@@ -239,11 +304,14 @@ func (s *Store) Load(ctx context.Context, id driver.ID) (driver.Record, error) {
 }
 
 func (s *Store) load(ctx context.Context, id driver.ID) (driver.Record, error) {
+	if s.nfs != nil {
+		return s.nfs.load(ctx, id)
+	}
 	for {
 		if err := s.ready(ctx); err != nil {
 			return driver.Record{}, err
 		}
-		b, err := s.dir.read(s.at(id) + "/" + nameData)
+		b, err := s.dir.read(s.at(id)+"/"+nameData, maxFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			if err = s.present(); err == nil {
 				err = driver.ErrNotFound
@@ -274,6 +342,9 @@ func (s *Store) Save(ctx context.Context, id driver.ID, rec driver.Record, prev 
 func (s *Store) save(ctx context.Context, id driver.ID, rec driver.Record, prev uint64) error {
 	if err := s.ready(ctx); err != nil {
 		return err
+	}
+	if s.nfs != nil {
+		return s.nfs.save(ctx, id, rec, prev)
 	}
 	if err := s.present(); err != nil {
 		return err
@@ -355,7 +426,7 @@ func (s *Store) create(ctx context.Context, id driver.ID, g generation, f file) 
 func (s *Store) publish(ctx context.Context, id driver.ID, g generation, f file) error {
 	name := s.at(id) + buildInfix + newGeneration().String()
 	err := s.dir.mkdir(name)
-	if errors.Is(err, fs.ErrNotExist) && s.layout == Hashed { // the disk was full when the store was opened
+	if errors.Is(err, fs.ErrNotExist) && s.layout != Flat { // the disk was full when the store was opened
 		if err := s.dir.mkdir(s.parent(id)); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
@@ -449,6 +520,30 @@ func (s *Store) endExpired(ctx context.Context, id driver.ID) (ended bool, err e
 	}
 }
 
+// Touch implements driver.Toucher. Only with Network: NFS does it spare the fields; otherwise it does what Save does.
+func (s *Store) Touch(ctx context.Context, id driver.ID, next driver.Record, prev uint64) error {
+	return storeError("save", s.touch(ctx, id, next, prev))
+}
+
+func (s *Store) touch(ctx context.Context, id driver.ID, next driver.Record, prev uint64) error {
+	if err := s.ready(ctx); err != nil {
+		return err
+	}
+	if s.nfs != nil {
+		return s.nfs.touch(ctx, id, next, prev)
+	}
+	err := driver.ErrConflict
+	if prev != 0 { // 0 would make a record
+		err = s.save(ctx, id, next, prev)
+	}
+	if err == driver.ErrConflict {
+		if _, absent := s.load(ctx, id); absent != nil {
+			return absent
+		}
+	}
+	return err
+}
+
 // Delete implements driver.Store.
 func (s *Store) Delete(ctx context.Context, id driver.ID) error {
 	return storeError("delete", s.delete(ctx, id))
@@ -457,6 +552,9 @@ func (s *Store) Delete(ctx context.Context, id driver.ID) error {
 func (s *Store) delete(ctx context.Context, id driver.ID) error {
 	if err := s.ready(ctx); err != nil {
 		return err
+	}
+	if s.nfs != nil {
+		return s.nfs.delete(ctx, id)
 	}
 	if err := s.present(); err != nil {
 		return err

@@ -25,14 +25,17 @@ func networkFileSystem(fsType uint32) string {
 func (s *Store) wantLocal(fsType uint32) error {
 	name := networkFileSystem(fsType)
 	switch {
-	case name == "":
+	case name == "", name == "NFS" && s.config.Network == NFS:
 		return nil
-	case s.config.UnsafeNetwork:
+	case s.config.Network == NFS:
+		return fmt.Errorf("%s is on a network file system (%s) that network=nfs is not for; use NFS, a directory on a local disk, or, for several "+
+			"machines, a Redis, Memcached or SQL store", s.path, name)
+	case s.config.Network == Unsafe:
 		s.config.Logger.Warn("file store: on a network file system, which is not supported: sessions may be lost",
 			"directory", s.path, "type", name)
 		return nil
 	}
 	return fmt.Errorf("%s is on a network file system (%s), where a rename that succeeded may be reported as failed and other machines see "+
-		"changes late, so that logins get lost and logouts come undone; use a directory on a local disk, or, for several machines, a Redis, "+
-		"Memcached or SQL store (to try it all the same, unsupported: network=unsafe)", s.path, name)
+		"changes late, so that logins get lost and logouts come undone; for NFS, say network=nfs; else use a directory on a local disk, or, for several "+
+		"machines, a Redis, Memcached or SQL store (to try it all the same, unsupported: network=unsafe)", s.path, name)
 }

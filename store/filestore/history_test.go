@@ -15,8 +15,11 @@ import (
 // history is what processes did and what they were told.
 type history struct {
 	state uint64 // the revision at the start, 0 for none; revision 1 is the one that expires
+	maybe bool   // a write that is ErrUnavailable may or may not have happened
 	ops   []*operation
 	clock int
+
+	broken bool // by a kill or a fault
 }
 
 type operation struct {
@@ -39,6 +42,11 @@ func (h *history) end(op *operation, err error) {
 	op.end, op.err = h.clock, err
 }
 
+// isUnknown reports whether op may or may not have happened.
+func (h *history) isUnknown(op *operation) bool {
+	return h.maybe && op.end != math.MaxInt && errors.Is(op.err, driver.ErrUnavailable)
+}
+
 // apply returns the state after op, and whether a store in that state would have answered so.
 func (op *operation) apply(state uint64) (next uint64, ok bool) {
 	killed := op.end == math.MaxInt
@@ -50,6 +58,14 @@ func (op *operation) apply(state uint64) (next uint64, ok bool) {
 		return state, killed || op.err == nil && op.loaded == state
 	case "Save":
 		if state != op.prev {
+			return state, killed || errors.Is(op.err, driver.ErrConflict)
+		}
+		return op.rev, killed || op.err == nil
+	case "Touch":
+		switch {
+		case state == 0:
+			return 0, killed || errors.Is(op.err, driver.ErrNotFound)
+		case state != op.prev:
 			return state, killed || errors.Is(op.err, driver.ErrConflict)
 		}
 		return op.rev, killed || op.err == nil
@@ -90,6 +106,15 @@ func (h *history) linearizable() bool {
 		}
 		for i, op := range h.ops {
 			if p.done&(1<<i) != 0 || op.start > first {
+				continue
+			}
+			if h.isUnknown(op) {
+				killed := *op
+				killed.end = math.MaxInt
+				next, _ := killed.apply(p.state)
+				if search(point{p.done | 1<<i, p.state}) || search(point{p.done | 1<<i, next}) {
+					return true
+				}
 				continue
 			}
 			if next, ok := op.apply(p.state); ok && search(point{p.done | 1<<i, next}) {

@@ -26,6 +26,10 @@ const (
 	Flat Layout = "flat"
 	// Hashed keeps them in 256 subdirectories, 00 to ff, by the first byte of the ID.
 	Hashed Layout = "hashed"
+
+	// nfsLayout is that of Network: NFS. Its subdirectories have names of their own, n00 to nff, so that no release takes
+	// them for those of another layout.
+	nfsLayout Layout = "nfs"
 )
 
 // All processes must agree on the layout, or they miss each other's records. What they agree on is the target of the
@@ -64,6 +68,9 @@ func (s *Store) claim(ctx context.Context) (l Layout, settled bool, err error) {
 		return "", false, driver.Unavailable(withoutPath(err))
 	}
 	wanted := cmp.Or(s.config.Layout, Flat)
+	if s.nfs != nil {
+		wanted = nfsLayout
+	}
 	if err := s.wantNone(ctx, wanted); err != nil {
 		return "", false, err
 	}
@@ -82,6 +89,13 @@ func (s *Store) claim(ctx context.Context) (l Layout, settled bool, err error) {
 // wantLayout returns an error if the layout that the directory has is not one to work with.
 func (s *Store) wantLayout(got Layout) error {
 	switch wanted := s.config.Layout; {
+	case got == nfsLayout && s.nfs != nil:
+		return nil
+	case got == nfsLayout:
+		return fmt.Errorf("%s is for network=nfs, and not all processes may see it as a local disk; add network=nfs", s.path)
+	case s.nfs != nil && (got == Flat || got == Hashed):
+		return fmt.Errorf("%s is not for network=nfs; leave that out, or move the sessions to a new directory: "+
+			"holdfast store copy 'file:%s' 'file:NEW?network=nfs'", s.path, s.path)
 	case got != Flat && got != Hashed:
 		return fmt.Errorf("%w: %s has the layout %q, which this release does not know", driver.ErrVersion, s.path, got)
 	case wanted != KeepLayout && wanted != got:
@@ -116,13 +130,20 @@ func (s *Store) wantNone(ctx context.Context, wanted Layout) error {
 	err := s.dir.list(ctx, ".", sweepPortion, func(names []string) error {
 		for _, name := range names {
 			_, suffix, isRecord := cutName(name)
+			isRecord = isRecord && (suffix == "" || isLeftover(suffix)) && !strings.HasPrefix(name, probePrefix)
 			switch {
+			case wanted != nfsLayout && isBucket(name, nfsLayout):
+				return fmt.Errorf("%s has subdirectories of network=nfs, but its link %s is missing, as after a copy that left out symbolic "+
+					"links; open it with network=nfs once", s.path, layoutName)
+			case wanted == nfsLayout && (isRecord || isBucket(name, Hashed)):
+				return fmt.Errorf("%s has sessions that are not for network=nfs; leave that out, or move them to a new directory: "+
+					"holdfast store copy 'file:%s' 'file:NEW?network=nfs'", s.path, s.path)
 			case wanted == Flat && isRecord:
 				return errFlat // as is to be expected; look no further
-			case wanted == Flat && isBucket(name):
+			case wanted == Flat && isBucket(name, Hashed):
 				return fmt.Errorf("%s has subdirectories of the hashed layout, but its link %s is missing, as after a copy that left out "+
 					"symbolic links; open it with layout=hashed once", s.path, layoutName)
-			case wanted == Hashed && isRecord && (suffix == "" || isLeftover(suffix)) && !strings.HasPrefix(name, probePrefix):
+			case wanted == Hashed && isRecord:
 				return fmt.Errorf("%s has sessions in the flat layout; leave out layout=hashed, or move them to a new directory: "+
 					"holdfast store copy 'file:%s' 'file:NEW?layout=hashed'", s.path, s.path)
 			}
@@ -138,11 +159,17 @@ func (s *Store) wantNone(ctx context.Context, wanted Layout) error {
 var errFlat = errors.New("flat")
 
 // bucket is the name of the subdirectory for all IDs with this first byte.
-func bucket(first byte) string { return hex.EncodeToString([]byte{first}) }
+func (l Layout) bucket(first byte) string {
+	name := hex.EncodeToString([]byte{first})
+	if l == nfsLayout {
+		name = "n" + name
+	}
+	return name
+}
 
-func isBucket(name string) bool {
-	b, err := hex.DecodeString(name)
-	return err == nil && len(b) == 1 && bucket(b[0]) == name
+func isBucket(name string, l Layout) bool {
+	b, err := hex.DecodeString(name[max(0, len(name)-2):])
+	return err == nil && len(b) == 1 && l.bucket(b[0]) == name
 }
 
 // makeBuckets makes the subdirectories that are missing, and refuses what is in their place.
@@ -151,7 +178,7 @@ func (s *Store) makeBuckets(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		name := bucket(byte(b))
+		name := s.layout.bucket(byte(b))
 		info, err := s.dir.lstat(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -182,16 +209,16 @@ func (s *Store) at(id driver.ID) string { return s.inBucket(id) + id.Hex() }
 
 // inBucket is what comes before names that begin with id.
 func (s *Store) inBucket(id driver.ID) string {
-	if s.layout == Hashed {
-		return bucket(id[0]) + "/"
+	if s.layout != Flat {
+		return s.layout.bucket(id[0]) + "/"
 	}
 	return ""
 }
 
 // parent is the directory that at is in.
 func (s *Store) parent(id driver.ID) string {
-	if s.layout == Hashed {
-		return bucket(id[0])
+	if s.layout != Flat {
+		return s.layout.bucket(id[0])
 	}
 	return "."
 }
@@ -200,11 +227,15 @@ func (s *Store) parent(id driver.ID) string {
 // that neither memory nor the time between two portions grows with the number of records. Names are relative to where
 // their IDs belong; others are left out.
 func (s *Store) walk(ctx context.Context, n int, portion func(names []string) error) error {
-	if s.layout != Hashed {
+	if s.layout == Flat {
 		return s.dir.list(ctx, ".", n, portion)
 	}
+	list := s.dir.list
+	if s.nfs != nil {
+		list = s.nfs.list
+	}
 	for b := range 256 {
-		err := s.dir.list(ctx, bucket(byte(b)), n, func(names []string) error {
+		err := list(ctx, s.layout.bucket(byte(b)), n, func(names []string) error {
 			own := names[:0]
 			for _, name := range names {
 				if id, _, ok := cutName(name); ok && int(id[0]) == b {

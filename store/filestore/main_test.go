@@ -33,6 +33,9 @@ func TestStore(t *testing.T) {
 	t.Run("layout=hashed", func(t *testing.T) {
 		testStore(t, filestore.Config{Layout: filestore.Hashed, SweepEvery: 20 * time.Millisecond}, true)
 	})
+	t.Run("network=nfs", func(t *testing.T) {
+		testStore(t, filestore.Config{Network: filestore.NFS, SweepEvery: 20 * time.Millisecond}, true)
+	})
 }
 
 func testStore(t *testing.T, c filestore.Config, peers bool) {

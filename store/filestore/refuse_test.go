@@ -96,14 +96,18 @@ func TestNetworkFileSystem(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 		if err != nil {
-			for _, want := range []string{tt.want, "/srv/sessions", "local disk", "Redis", "network=unsafe"} {
+			for _, want := range []string{tt.want, "/srv/sessions", "local disk", "Redis", "network=nfs", "network=unsafe"} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("%s: %v, want it to say %q", tt.name, err, want)
 				}
 			}
 		}
+		err = filestore.WantLocal(filestore.Config{Network: filestore.NFS}, tt.fsType)
+		if (err != nil) != (tt.want != "" && tt.name != "NFS") {
+			t.Errorf("%s, nfs: %v", tt.name, err)
+		}
 		var log testserver.Buffer
-		c := filestore.Config{UnsafeNetwork: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+		c := filestore.Config{Network: filestore.Unsafe, Logger: slog.New(slog.NewTextHandler(&log, nil))}
 		if err := filestore.WantLocal(c, tt.fsType); err != nil {
 			t.Errorf("%s, unsafe: %v", tt.name, err)
 		}

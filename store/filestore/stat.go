@@ -24,7 +24,7 @@ func (s *Store) stat(ctx context.Context) (st driver.Stat, err error) {
 	if err := s.ready(ctx); err != nil {
 		return st, err
 	}
-	if err := s.present(); err != nil {
+	if err := s.upkeep(ctx, s.present); err != nil {
 		return st, err
 	}
 	leftovers, unreadable := 0, 0
@@ -43,14 +43,14 @@ func (s *Store) stat(ctx context.Context) (st driver.Stat, err error) {
 				}
 				continue
 			}
-			h, there, err := s.head(id)
+			h, there, err := s.head(ctx, id)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				if there { // a directory without data
 					leftovers++
 				}
 				continue
-			case isFailure(err):
+			case isFailure(err) || errors.Is(err, context.DeadlineExceeded):
 				return err
 			case err != nil:
 				unreadable++
@@ -75,7 +75,10 @@ func (s *Store) stat(ctx context.Context) (st driver.Stat, err error) {
 }
 
 // head reads the start of a record, and reports whether it has a directory.
-func (s *Store) head(id driver.ID) (h head, there bool, err error) {
+func (s *Store) head(ctx context.Context, id driver.ID) (h head, there bool, err error) {
+	if s.nfs != nil {
+		return s.nfs.head(ctx, id)
+	}
 	r, err := s.record(id)
 	if err != nil {
 		return head{}, false, err

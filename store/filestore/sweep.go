@@ -34,6 +34,14 @@ func (s *Store) sweepUntil(ctx context.Context) {
 	}
 }
 
+// upkeep calls f, with Network: NFS by way of the gate for what goes through all records.
+func (s *Store) upkeep(ctx context.Context, f func() error) error {
+	if s.nfs == nil {
+		return f()
+	}
+	return s.nfs.upkeep.run(ctx, func(context.Context) error { return f() })
+}
+
 func (s *Store) warnUnreadable(did swept) {
 	if did.unreadable > 0 {
 		s.config.Logger.Warn("file store: records that cannot be read", "count", did.unreadable)
@@ -78,7 +86,7 @@ type swept struct {
 // sweep goes through the directory once and removes what has expired or was left behind. It calls rest after each
 // portion with the time that it took. An error with one name does not keep it from the others; it returns the first.
 func (s *Store) sweep(ctx context.Context, rest func(worked time.Duration, did swept)) (did swept, err error) {
-	if err := s.present(); err != nil {
+	if err := s.upkeep(ctx, s.present); err != nil {
 		return did, err
 	}
 	var first error
@@ -94,7 +102,9 @@ func (s *Store) sweep(ctx context.Context, rest func(worked time.Duration, did s
 			}
 			switch {
 			case err == nil:
-			case errors.Is(err, driver.ErrCorrupt) || errors.Is(err, driver.ErrVersion):
+			case s.nfs != nil && errors.Is(err, context.DeadlineExceeded):
+				return err // the next one would wait as long
+			case errors.Is(err, driver.ErrCorrupt) || errors.Is(err, driver.ErrVersion) || errors.Is(err, errTorn):
 				did.unreadable++
 			case first == nil:
 				first = err
@@ -125,6 +135,9 @@ func isLeftover(suffix string) bool {
 }
 
 func (s *Store) sweepName(ctx context.Context, name string) (removed bool, err error) {
+	if s.nfs != nil {
+		return s.nfs.sweepName(ctx, name)
+	}
 	id, suffix, ok := cutName(name)
 	switch {
 	case !ok:

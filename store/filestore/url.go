@@ -24,11 +24,14 @@ func (c *Config) options() map[string]func(value string) error {
 		},
 		"network": func(value string) error {
 			switch value {
-			case "refuse", "unsafe":
-				c.UnsafeNetwork = value == "unsafe"
-				return nil
+			case "refuse":
+				c.Network = Refuse
+			case "nfs", "unsafe":
+				c.Network = Network(value)
+			default:
+				return fmt.Errorf("%q is none of refuse, nfs and unsafe", value)
 			}
-			return fmt.Errorf("%q is neither refuse nor unsafe", value)
+			return nil
 		},
 		"sync": func(value string) error {
 			switch value {
@@ -54,7 +57,8 @@ func (c *Config) options() map[string]func(value string) error {
 }
 
 // OpenURL opens the store that a URL names: file:///absolute/path or file:relative/path, with the options layout
-// (flat or hashed), sync (none or data), sweep (a time such as 30s, or never) and network (refuse or unsafe).
+// (flat or hashed), sync (none or data), sweep (a time such as 30s, or never) and network (refuse, nfs or
+// unsafe).
 func OpenURL(ctx context.Context, rawURL string) (*Store, error) {
 	path, c, err := ParseURL(rawURL)
 	if err != nil {

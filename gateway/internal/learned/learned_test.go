@@ -53,7 +53,7 @@ func TestIdle(t *testing.T) {
 		table.Put("unused", "a")
 		time.Sleep(time.Hour)
 		wantHome(t, table, "used", "a") // and is used with that
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		wantHome(t, table, "unused", "")
 		time.Sleep(time.Hour - 1)
 		wantHome(t, table, "used", "a")
