@@ -24,7 +24,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	defer g.end(l)
 	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
-	draining, drainNow := context.WithCancel(ctx)
+	draining, drainNow := context.WithCancel(base)
 	defer drainNow()
 	s := &server{draining: draining}
 	srv := &http.Server{
