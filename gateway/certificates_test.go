@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -149,6 +150,27 @@ func TestCertificatesReloaded(t *testing.T) {
 			mustWrite(t, wild.CertFile, 0o644, "garbage")
 			time.Sleep(time.Minute)
 			want("blog.example", 2)
+
+			// Reload takes other files; one that is no good changes nothing.
+			third := certificateFiles(dir, "third")
+			mustCertificate(t, third, 5, "third.example")
+			c.Upstreams, c.Certificates = upstreams("http://app:1"), []gateway.CertificateFiles{third, wild}
+			var wrong *gateway.ConfigError
+			if err := g.Reload(c); !errors.As(err, &wrong) || wrong.Field != "Certificates[1].CertFile" {
+				t.Errorf("reload with a certificate that is no good: %v", err)
+			}
+			want("shop.example", 4)
+			want("third.example", 2)
+			c.Certificates = c.Certificates[:1]
+			if err := g.Reload(c); err != nil {
+				t.Errorf("reload: %v", err)
+			}
+			want("third.example", 5)
+			get()
+			c.Certificates = nil
+			if err := g.Reload(c); !errors.As(err, &wrong) || wrong.Field != "Certificates" {
+				t.Errorf("reload without certificates: %v", err)
+			}
 		})
 	})
 	for message, n := range map[string]int{"certificates not loaded": 2, "certificates loaded": 2} {

@@ -302,6 +302,8 @@ type Stats struct {
 	Requests, Unavailable, Failed, Rejected uint64
 	// Rejections are by why, those of connections included, which are not in Rejected.
 	Rejections Rejections
+	// Connections are those of clients now.
+	Connections int
 	// AccessLogDropped counts lines of the access log that were dropped.
 	AccessLogDropped uint64
 	// Waiting is how many wait for a place at an upstream now.
@@ -318,7 +320,7 @@ func (g *Gateway) Stats() Stats {
 	}
 	return Stats{
 		Requests: g.requests.Load(), Unavailable: g.unavailable.Load(), Failed: g.failed.Load(), Rejected: g.rejected.Load(),
-		Rejections: g.rejections.stats(), AccessLogDropped: dropped, Waiting: int(g.queue.waiting.Load()),
+		Rejections: g.rejections.stats(), Connections: g.seats.count(), AccessLogDropped: dropped, Waiting: int(g.queue.waiting.Load()),
 		Upstreams: g.Upstreams(), Learned: learnedStats(g.table.Load().affinity),
 	}
 }

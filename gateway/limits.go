@@ -234,6 +234,12 @@ func (s *seats) takeFor(client netip.Addr) bool {
 	return true
 }
 
+func (s *seats) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
 // leave undoes take, and takeFor if client is valid.
 func (s *seats) leave(client netip.Addr) {
 	s.mu.Lock()

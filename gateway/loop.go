@@ -56,7 +56,8 @@ func (g *Gateway) own(t *table) error {
 	for _, u := range t.upstreams {
 		for l := range g.listening {
 			if names(u.url, l.Addr()) {
-				return fmt.Errorf("gateway: upstream %s, %s, is an address of this gateway itself: give that of the application server", u.id, u.url)
+				i := slices.IndexFunc(t.config.Upstreams, func(of Upstream) bool { return of.is(u.id) }) // -1: an address of one
+				return &ConfigError{upstreamField(max(i, 0), "URL"), fmt.Errorf("upstream %s, %s, is an address of this gateway itself: give that of the application server", u.id, u.url)}
 			}
 		}
 	}

@@ -63,6 +63,7 @@ func (c Config) clone() Config {
 	c.SessionCookies = slices.Clone(c.SessionCookies)
 	c.TrustedProxies = slices.Clone(c.TrustedProxies)
 	c.Ejection.Statuses = slices.Clone(c.Ejection.Statuses)
+	c.Certificates = slices.Clone(c.Certificates)
 	return c
 }
 
@@ -70,20 +71,20 @@ func (c Config) clone() Config {
 func (g *Gateway) fixed(c Config) error {
 	var errs []error
 	for _, f := range []struct {
-		name     string
-		was, now any
+		field, name string
+		was, now    any
 	}{
-		{"read header timeout", g.config.ReadHeaderTimeout, c.ReadHeaderTimeout},
-		{"idle timeout", g.config.IdleTimeout, c.IdleTimeout},
-		{"write timeout", g.config.WriteTimeout, c.WriteTimeout},
-		{"max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
-		{"max connections", g.config.MaxConnections, c.MaxConnections},
-		{"max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
-		{"https by certificate files", len(g.config.Certificates) > 0, len(c.Certificates) > 0},
-		{"PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
+		{"ReadHeaderTimeout", "read header timeout", g.config.ReadHeaderTimeout, c.ReadHeaderTimeout},
+		{"IdleTimeout", "idle timeout", g.config.IdleTimeout, c.IdleTimeout},
+		{"WriteTimeout", "write timeout", g.config.WriteTimeout, c.WriteTimeout},
+		{"MaxHeaderBytes", "max header bytes", g.config.MaxHeaderBytes, c.MaxHeaderBytes},
+		{"MaxConnections", "max connections", g.config.MaxConnections, c.MaxConnections},
+		{"MaxConnectionsPerClient", "max connections per client", g.config.MaxConnectionsPerClient, c.MaxConnectionsPerClient},
+		{"Certificates", "https by certificate files", len(g.config.Certificates) > 0, len(c.Certificates) > 0},
+		{"ProxyProtocol", "PROXY protocol", g.config.ProxyProtocol, c.ProxyProtocol},
 	} {
 		if f.was != f.now {
-			errs = append(errs, fmt.Errorf("gateway: %s changes from %v to %v: restart the gateway for that", f.name, f.was, f.now))
+			errs = append(errs, &ConfigError{f.field, fmt.Errorf("%s changes from %v to %v: restart the gateway for that", f.name, f.was, f.now)})
 		}
 	}
 	return errors.Join(errs...)

@@ -33,7 +33,7 @@ nothing. Exit status 0: it can be used.`
 func (c configCheckCmd) Run() error {
 	s, layers, err := readSettings(c.File)
 	if err == nil {
-		_, err = s.build(layers)
+		_, err = new(loader).parts(&s, layers)
 	}
 	if err != nil {
 		return err
@@ -88,14 +88,27 @@ func writeInitial(w io.Writer) error {
 
 // readSettings reads a file, or the defaults if path is "".
 func readSettings(path string) (settings, *configfile.Layers, error) {
-	s := defaults()
-	var content []byte
-	if path != "" {
-		var err error
-		if content, err = os.ReadFile(path); err != nil {
-			return s, nil, fmt.Errorf("configuration file: %w", err)
-		}
+	if path == "" {
+		return parseSettings("", nil)
 	}
+	content, err := readConfig(path)
+	if err != nil {
+		return settings{}, nil, err
+	}
+	return parseSettings(path, content)
+}
+
+func readConfig(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("configuration file: %w", err)
+	}
+	return b, nil
+}
+
+// parseSettings lays the content of the file path over the defaults.
+func parseSettings(path string, content []byte) (settings, *configfile.Layers, error) {
+	s := defaults()
 	layers, err := configfile.Read(path, content, &s)
 	return s, layers, err
 }
@@ -115,13 +128,15 @@ type gatewayFlags struct {
 
 	TrustedProxy []string `setting:"gateway.trusted_proxies.addresses" placeholder:"ADDRESS" help:"Address, or network such as 10.0.0.0/8, of a proxy in front, whose X-Forwarded-* are believed. Once for each."`
 
-	TLSCert string `setting:"gateway.tls.cert" name:"tls-cert" type:"path" placeholder:"PATH" help:"Certificate chain, in PEM form. Clients then use https, also HTTP/2."`
-	TLSKey  string `setting:"gateway.tls.key" name:"tls-key" type:"path" placeholder:"PATH" help:"Private key of the certificate."`
+	TLSCert []string `setting:"gateway.certificates[].cert" name:"tls-cert" type:"path" placeholder:"PATH" help:"Certificate with its chain, in PEM form; read again when it changes. Clients then use https, also HTTP/2. Once for each."`
+	TLSKey  []string `setting:"gateway.certificates[].key" name:"tls-key" type:"path" placeholder:"PATH" help:"Private key of the certificate: of several, in the same order."`
 
 	DialTimeout     string `setting:"gateway.timeouts.dial" placeholder:"TIME" help:"Time to connect to a server (2s)."`
 	ResponseTimeout string `setting:"gateway.timeouts.response_header" placeholder:"TIME" help:"Time for a server to begin its answer (60s)."`
 	DrainTimeout    string `setting:"gateway.timeouts.drain" placeholder:"TIME" help:"Time for requests to finish at the end (30s)."`
 	Admin           string `setting:"admin.listen" placeholder:"ADDR" help:"Loopback address of the admin API, /metrics, /healthz and /readyz, such as 127.0.0.1:9180 (none)."`
+	AccessLog       string `setting:"gateway.access_log.path" placeholder:"PATH" help:"File for a line about each request, or - for standard output (none)."`
+	AccessLogFormat string `setting:"gateway.access_log.format" placeholder:"FORMAT" help:"Its lines as json or combined (json)."`
 	LogFormat       string `setting:"log.format" placeholder:"FORMAT" help:"Log on standard error as text or json (text)."`
 }
 
@@ -147,19 +162,33 @@ func (f *gatewayFlags) lay(s *settings, layers *configfile.Layers, k *kong.Conte
 		if v.Field(i).IsZero() || flag == nil {
 			continue
 		}
+		if strings.HasSuffix(path, "[].key") && len(f.TLSCert) > 0 {
+			continue // which came with the certificates
+		}
 		source, name := configfile.Environment, "HOLDFAST_"+strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
 		if given[flag.Name] {
 			source, name = configfile.Flag, "--"+flag.Name
 		}
-		layers.Set(path, source, name)
+		list, _, _ := strings.Cut(path, "[]")
+		layers.Set(list, source, name)
 		var err error
-		if path == "gateway.upstreams" {
+		switch list {
+		case "gateway.upstreams":
 			s.Gateway.Upstreams = nil
 			for _, u := range f.Upstream {
 				p := gateway.ParseUpstream(u)
 				s.Gateway.Upstreams = append(s.Gateway.Upstreams, upstreamSettings{ID: p.ID, URL: p.URL, Weight: 1})
 			}
-		} else {
+		case "gateway.certificates":
+			if len(f.TLSCert) != len(f.TLSKey) {
+				err = errors.New("give both or neither of --tls-cert and --tls-key, and of several as many of one as of the other")
+				break
+			}
+			s.Gateway.Certificates = nil
+			for i, cert := range f.TLSCert {
+				s.Gateway.Certificates = append(s.Gateway.Certificates, certificateSettings{Cert: cert, Key: f.TLSKey[i]})
+			}
+		default:
 			err = configfile.Assign(s, path, v.Field(i).Interface())
 		}
 		if err != nil {

@@ -27,11 +27,10 @@ type control struct {
 func (c control) call(ctx context.Context, method, path string, in, out any) error {
 	token := os.Getenv("HOLDFAST_ADMIN_TOKEN")
 	if c.TokenFile != "" {
-		b, err := readSecret(c.TokenFile)
-		if err != nil {
-			return fmt.Errorf("token file %s: %w", c.TokenFile, err)
+		var err error
+		if token, err = readToken(c.TokenFile); err != nil {
+			return err
 		}
-		token = strings.TrimSpace(string(b))
 	}
 	var body io.Reader
 	if in != nil {

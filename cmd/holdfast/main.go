@@ -99,9 +99,12 @@ var userinfo = regexp.MustCompile(`(?i)\b([a-z][a-z0-9+.-]*:/*)[^\s"']*@`)
 
 // complain prints err as one line, without passwords that were given where none belongs.
 func complain(err error) {
+	fmt.Fprintln(os.Stderr, "holdfast: "+oneLine(err))
+}
+
+func oneLine(err error) string {
 	line := userinfo.ReplaceAllString(err.Error(), "$1…@")
-	line = strings.Join(strings.FieldsFunc(line, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-	fmt.Fprintln(os.Stderr, "holdfast: "+line)
+	return strings.Join(strings.FieldsFunc(line, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }
 
 // output is the flag of every command that prints data.

@@ -23,24 +23,27 @@ type settings struct {
 }
 
 type gatewaySettings struct {
-	Listen    []string           `yaml:"listen" help:"addresses for clients"`
-	Upstreams []upstreamSettings `yaml:"upstreams" to:"Upstreams" help:"the application servers"`
-	Affinity  affinitySettings   `yaml:"affinity"`
-	Session   sessionSettings    `yaml:"session"`
-	Balance   balanceSettings    `yaml:"balance"`
-	Health    healthSettings     `yaml:"health"`
-	Ejection  ejectionSettings   `yaml:"ejection"`
-	Queue     queueSettings      `yaml:"queue"`
-	Resolve   resolveSettings    `yaml:"resolve"`
-	TLS       tlsSettings        `yaml:"tls"`
-	Proxies   proxySettings      `yaml:"trusted_proxies"`
-	Timeouts  timeoutSettings    `yaml:"timeouts"`
-	Limits    limitSettings      `yaml:"limits"`
+	Listen       []string              `yaml:"listen" help:"addresses for clients"`
+	Upstreams    []upstreamSettings    `yaml:"upstreams" to:"Upstreams" help:"the application servers"`
+	Affinity     affinitySettings      `yaml:"affinity"`
+	Session      sessionSettings       `yaml:"session"`
+	Balance      balanceSettings       `yaml:"balance"`
+	Health       healthSettings        `yaml:"health"`
+	Ejection     ejectionSettings      `yaml:"ejection"`
+	Queue        queueSettings         `yaml:"queue"`
+	Resolve      resolveSettings       `yaml:"resolve"`
+	Certificates []certificateSettings `yaml:"certificates" to:"Certificates" help:"for https to clients: a list of cert and key, files in PEM form that are read again when they change"`
+	UpstreamTLS  upstreamTLSSettings   `yaml:"upstream_tls"`
+	Proxies      proxySettings         `yaml:"trusted_proxies"`
+	Timeouts     timeoutSettings       `yaml:"timeouts"`
+	Limits       limitSettings         `yaml:"limits"`
+	AccessLog    accessLogSettings     `yaml:"access_log"`
 }
 
 type upstreamSettings struct {
 	ID          string `yaml:"id" to:"ID" help:"what affinity cookies name: keep it when the address changes"`
-	URL         string `yaml:"url" to:"URL" help:"http://host:port"`
+	URL         string `yaml:"url" to:"URL" help:"http://host:port, https://host:port or unix:/path/to/socket"`
+	HTTP2       bool   `yaml:"http2" to:"HTTP2" help:"an https server may choose HTTP/2"`
 	Weight      int    `yaml:"weight" to:"Weight" help:"its share, beside those of the others; 0 is 1"`
 	Route       string `yaml:"route" to:"Route" help:"for affinity route, such as a jvmRoute; empty: the id"`
 	Zone        string `yaml:"zone" to:"Zone"`
@@ -111,9 +114,18 @@ type resolveSettings struct {
 	Every duration `yaml:"every" to:"ResolveEvery" help:"how often names with resolve are looked up"`
 }
 
-type tlsSettings struct {
-	Cert string `yaml:"cert" help:"certificate chain, PEM; empty: plain HTTP"`
-	Key  string `yaml:"key" help:"its private key, PEM"`
+type certificateSettings struct {
+	Cert string `yaml:"cert" to:"CertFile" help:"a certificate and its chain"`
+	Key  string `yaml:"key" to:"KeyFile" help:"its private key, which not everybody may read"`
+}
+
+type upstreamTLSSettings struct {
+	CAFile string `yaml:"ca_file" help:"certificates, PEM, by which https servers are known; empty: the system's"`
+}
+
+type accessLogSettings struct {
+	Path   string `yaml:"path" help:"file for a line about each request, or - for standard output; empty: none"`
+	Format string `yaml:"format" to:"AccessLogFormat" help:"json or combined"`
 }
 
 type proxySettings struct {
@@ -160,9 +172,7 @@ func defaults() settings {
 	}
 	config := reflect.ValueOf(gateway.Config{}.WithDefaults())
 	each(reflect.ValueOf(&s).Elem(), "", func(_, to string, v reflect.Value) {
-		if to != "Upstreams" {
-			_ = convert(v, fieldAt(config, to)) // of what texts there are, all are empty
-		}
+		_ = convert(v, fieldAt(config, to)) // of what texts there are, all are empty
 	})
 	return s
 }

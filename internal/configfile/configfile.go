@@ -450,9 +450,8 @@ func quote(s string) string {
 	return string(b)
 }
 
-// Assign gives a setting a value: a bool, a text as in the file, or a list of texts.
-func Assign(into any, path string, value any) error {
-	v := reflect.ValueOf(into).Elem()
+func settingAt(of any, path string) reflect.Value {
+	v := reflect.ValueOf(of).Elem()
 	for key := range strings.SplitSeq(path, ".") {
 		field, ok := fieldOf(v, key)
 		if !ok {
@@ -460,6 +459,15 @@ func Assign(into any, path string, value any) error {
 		}
 		v = field
 	}
+	return v
+}
+
+// Value returns the value of a setting.
+func Value(of any, path string) any { return settingAt(of, path).Interface() }
+
+// Assign gives a setting a value: a bool, a text as in the file, or a list of texts.
+func Assign(into any, path string, value any) error {
+	v := settingAt(into, path)
 	texts, ok := value.([]string)
 	if !ok {
 		texts = []string{fmt.Sprint(value)}
