@@ -159,7 +159,7 @@ func TestCertificatesReloaded(t *testing.T) {
 			if err := g.Reload(c); !errors.As(err, &wrong) || wrong.Field != "Certificates[1].CertFile" {
 				t.Errorf("reload with a certificate that is no good: %v", err)
 			}
-			want("shop.example", 4)
+			want("shop.example", 2)
 			want("third.example", 2)
 			c.Certificates = c.Certificates[:1]
 			if err := g.Reload(c); err != nil {

@@ -228,11 +228,15 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	logger.Log(r.Context(), level, "request not answered",
 		"status", x.status, "method", r.Method, "path", pathOf(x.in), "attempts", x.attempts, "err", err)
-	refuseReferrer(w.Header())
 	if why == "" {
+		// Or a client that is there all the same, when the gateway ends, takes it for an answer.
+		if r.Context().Value(http.ServerContextKey) != nil {
+			panic(http.ErrAbortHandler)
+		}
 		w.WriteHeader(x.status)
 		return
 	}
+	refuseReferrer(w.Header())
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, why, x.status)
 }

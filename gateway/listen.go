@@ -57,10 +57,13 @@ func (f *front) Accept() (net.Conn, error) {
 	}
 }
 
-// Close closes the listener and the connections that are not ready.
+// Close closes the listener and the connections that are not ready. It may be called again.
 func (f *front) Close() error {
 	f.close()
-	return f.Listener.Close()
+	if err := f.Listener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // wait returns when nothing of f runs any more. It is for after Close.
@@ -98,6 +101,14 @@ func (f *front) hand(a accepted) {
 func (f *front) prepare(socket net.Conn) {
 	stop := context.AfterFunc(f.ctx, func() { _ = socket.Close() })
 	defer stop()
+	// Once handed over, a connection is no longer ended by Close, but by http.Server.
+	ready := func(c net.Conn) {
+		if stop() {
+			f.hand(accepted{conn: c})
+		} else {
+			_ = c.Close() // it is
+		}
+	}
 	g := f.g
 	c := &clientConn{Conn: socket, socket: socket, remote: socket.RemoteAddr(), timeout: g.config.WriteTimeout, clock: clock{f.began}}
 	if !g.seats.take() {
@@ -127,7 +138,7 @@ func (f *front) prepare(socket net.Conn) {
 		counted = countedAs(addr)
 	}
 	if f.tls == nil {
-		f.hand(accepted{conn: framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming)})
+		ready(framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming))
 		return
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, g.config.ReadHeaderTimeout)
@@ -143,10 +154,10 @@ func (f *front) prepare(socket net.Conn) {
 		return
 	}
 	if secure.ConnectionState().NegotiatedProtocol == "h2" {
-		f.hand(accepted{conn: secure})
+		ready(secure)
 		return
 	}
-	f.hand(accepted{conn: framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming)})
+	ready(framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming))
 }
 
 // maxTurnedAway bounds how many connections that were turned away are kept for a second, for their clients to read why.

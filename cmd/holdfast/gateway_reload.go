@@ -15,10 +15,10 @@ import (
 )
 
 // configPoll is how often the configuration file is looked at.
-const configPoll = time.Second
+const configPoll = 500 * time.Millisecond
 
-// reloadUntil calls reload on SIGHUP, and when the content of the file has changed from known, until ctx ends. Without a
-// file SIGHUP ends the program, as a terminal that closes expects.
+// reloadUntil calls reload on SIGHUP, and when the content of the file has changed from known and is the same at two looks
+// (an editor may be writing it), until ctx ends. Without a file SIGHUP ends the program, as a terminal that closes expects.
 func reloadUntil(ctx context.Context, hup <-chan os.Signal, file string, known []byte, logger *slog.Logger, reload func(content []byte) error) error {
 	var look <-chan time.Time
 	if file != "" {
@@ -26,6 +26,7 @@ func reloadUntil(ctx context.Context, hup <-chan os.Signal, file string, known [
 		defer tick.Stop()
 		look = tick.C
 	}
+	seen := known
 	for {
 		asked := false
 		select {
@@ -39,7 +40,8 @@ func reloadUntil(ctx context.Context, hup <-chan os.Signal, file string, known [
 		case <-look:
 		}
 		now, err := os.ReadFile(file)
-		if !asked && (err != nil || bytes.Equal(now, known)) { // a file that is being replaced is missing for a moment
+		steady := err == nil && bytes.Equal(now, seen) // a file that is being replaced is missing for a moment
+		if seen = now; !asked && (!steady || bytes.Equal(now, known)) {
 			continue
 		}
 		if err == nil {

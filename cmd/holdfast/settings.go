@@ -46,7 +46,7 @@ type upstreamSettings struct {
 	HTTP2       bool   `yaml:"http2" to:"HTTP2" help:"an https server may choose HTTP/2"`
 	Weight      int    `yaml:"weight" to:"Weight" help:"its share, beside those of the others; 0 is 1"`
 	Route       string `yaml:"route" to:"Route" help:"for affinity route, such as a jvmRoute; empty: the id"`
-	Zone        string `yaml:"zone" to:"Zone"`
+	Zone        string `yaml:"zone" to:"Zone" help:"where it stands, such as a data centre; see balance.zone"`
 	MaxRequests int    `yaml:"max_requests" to:"MaxRequests" help:"at once; 0: no limit"`
 	Resolve     bool   `yaml:"resolve" to:"Resolve" help:"every address of the name is a server of its own"`
 }
@@ -58,8 +58,8 @@ type affinitySettings struct {
 	MaxAge         duration `yaml:"max_age" to:"Cookie.MaxAge" help:"after which a client is assigned anew; 0s: never"`
 	PlainLocalhost bool     `yaml:"allow_plain_localhost" to:"Cookie.AllowPlainLocalhost" help:"cookies without Secure on plain http to localhost, for development"`
 	HashCookie     string   `yaml:"hash_cookie" to:"Hash.Cookie" help:"for hash: the cookie, header or parameter to hash, one of the three"`
-	HashHeader     string   `yaml:"hash_header" to:"Hash.Header"`
-	HashParameter  string   `yaml:"hash_parameter" to:"Hash.Parameter"`
+	HashHeader     string   `yaml:"hash_header" to:"Hash.Header" help:"such as X-Tenant"`
+	HashParameter  string   `yaml:"hash_parameter" to:"Hash.Parameter" help:"in the query"`
 	Header         string   `yaml:"upstream_header" to:"UpstreamHeader" help:"for header: where a trusted proxy names the server"`
 	RouteSeparator string   `yaml:"route_separator" to:"RouteSeparator" help:"for route: between session ID and route"`
 	ByAddress      bool     `yaml:"by_address" to:"SessionByAddress" help:"for session: clients that are not known go by their address"`
@@ -87,10 +87,10 @@ type balanceSettings struct {
 type healthSettings struct {
 	Path           string   `yaml:"path" to:"HealthCheck.Path" help:"what to GET, such as /healthz; empty: no checks"`
 	Status         int      `yaml:"status" to:"HealthCheck.Status" help:"the answer expected; 0: any 2xx"`
-	Host           string   `yaml:"host" to:"HealthCheck.Host"`
+	Host           string   `yaml:"host" to:"HealthCheck.Host" help:"the Host of the checks; empty: that of the url"`
 	TCP            bool     `yaml:"tcp" to:"HealthCheck.TCP" help:"connect only"`
-	Interval       duration `yaml:"interval" to:"HealthCheck.Interval"`
-	Timeout        duration `yaml:"timeout" to:"HealthCheck.Timeout"`
+	Interval       duration `yaml:"interval" to:"HealthCheck.Interval" help:"between checks of a server"`
+	Timeout        duration `yaml:"timeout" to:"HealthCheck.Timeout" help:"for the answer"`
 	Rise           int      `yaml:"rise" to:"HealthCheck.Rise" help:"good checks in a row that bring a server back"`
 	Fall           int      `yaml:"fall" to:"HealthCheck.Fall" help:"bad ones that take it out"`
 	PanicThreshold float64  `yaml:"panic_threshold" to:"PanicThreshold" help:"with less than this share up, 0 to 1, all get requests"`
@@ -101,13 +101,13 @@ type ejectionSettings struct {
 	Failures int      `yaml:"failures" to:"Ejection.Failures" help:"in a row that take a server out"`
 	Statuses []int    `yaml:"statuses" to:"Ejection.Statuses" help:"answers that are failures, such as [502, 503, 504]"`
 	Time     duration `yaml:"time" to:"Ejection.Time" help:"out at first; twice as long each time"`
-	MaxTime  duration `yaml:"max_time" to:"Ejection.MaxTime"`
+	MaxTime  duration `yaml:"max_time" to:"Ejection.MaxTime" help:"but no longer than that"`
 	MaxShare float64  `yaml:"max_share" to:"Ejection.MaxShare" help:"of all servers that may be out, 0 to 1"`
 }
 
 type queueSettings struct {
 	Max     int      `yaml:"max" to:"MaxQueued" help:"requests that wait for a server with max_requests; -1: none"`
-	Timeout duration `yaml:"timeout" to:"QueueTimeout"`
+	Timeout duration `yaml:"timeout" to:"QueueTimeout" help:"after which they are answered 503"`
 }
 
 type resolveSettings struct {
