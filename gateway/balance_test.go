@@ -22,7 +22,13 @@ func weighted(weights ...int) []gateway.Upstream {
 	return all
 }
 
-func mustNew(t testing.TB, c gateway.Config) *gateway.Gateway {
+// failer is a test, or one of rapid's.
+type failer interface {
+	Helper()
+	Fatal(...any)
+}
+
+func mustNew(t failer, c gateway.Config) *gateway.Gateway {
 	t.Helper()
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -94,8 +94,8 @@ func (s *certificates) load() (changed bool, err error) {
 	return true, nil
 }
 
-// become takes the files of next, which were loaded and which nobody else uses.
-func (s *certificates) become(next *certificates) {
+// take makes the files of next, which have been loaded, its own.
+func (s *certificates) take(next *certificates) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files, s.tried = next.files, next.tried

@@ -131,6 +131,22 @@ func TestCertificatesReloaded(t *testing.T) {
 			}
 			want("shop.example", 4)
 
+			// Reload names others, or is refused as a whole.
+			c.Upstreams, c.Certificates = upstreams("http://app:1"), []gateway.CertificateFiles{wild}
+			if err := g.Reload(c); err != nil {
+				t.Fatal(err)
+			}
+			want("shop.example", 2)
+			c.Certificates = []gateway.CertificateFiles{{CertFile: shop.CertFile, KeyFile: wild.KeyFile}}
+			if err := g.Reload(c); err == nil || !strings.Contains(err.Error(), "is not for the key") {
+				t.Errorf("reload with a key of another certificate: %v", err)
+			}
+			want("shop.example", 2)
+			c.Certificates = nil
+			if err := g.Reload(c); err == nil || !strings.Contains(err.Error(), "restart the gateway") {
+				t.Errorf("reload without certificates: %v", err)
+			}
+
 			mustWrite(t, wild.CertFile, 0o644, "garbage")
 			time.Sleep(time.Minute)
 			want("blog.example", 2)
@@ -143,7 +159,7 @@ func TestCertificatesReloaded(t *testing.T) {
 			if err := g.Reload(c); !errors.As(err, &wrong) || wrong.Field != "Certificates[1].CertFile" {
 				t.Errorf("reload with a certificate that is no good: %v", err)
 			}
-			want("shop.example", 4)
+			want("shop.example", 2)
 			want("third.example", 2)
 			c.Certificates = c.Certificates[:1]
 			if err := g.Reload(c); err != nil {

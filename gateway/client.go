@@ -224,13 +224,16 @@ func forwardedValue(v string, ok bool) (string, bool) {
 	return v, ok && !strings.ContainsAny(v, `"\`)
 }
 
-// setForwarded tells an upstream where a request comes from. ReverseProxy has removed what was there.
-func (o *origin) setForwarded(h http.Header) {
-	if o.chain != "" {
-		h["X-Forwarded-For"] = []string{o.chain}
+// forwardHeaders tells an upstream where x comes from and what it is called. ReverseProxy has removed what was there.
+func (x *exchange) forwardHeaders(h http.Header) {
+	v := &x.forwarded
+	v[0], v[1], v[2], v[3] = x.origin.host, x.origin.proto, x.id, x.origin.chain
+	h["X-Forwarded-Host"] = v[0:1:1]
+	h["X-Forwarded-Proto"] = v[1:2:2]
+	h["X-Request-Id"] = v[2:3:3]
+	if x.origin.chain != "" {
+		h["X-Forwarded-For"] = v[3:4:4]
 	}
-	h["X-Forwarded-Host"] = []string{o.host}
-	h["X-Forwarded-Proto"] = []string{o.proto}
 }
 
 // unknownAddr is the address of a client of which a proxy says nothing. It is nobody's, so nobody trusts it.

@@ -34,7 +34,8 @@ type exchange struct {
 	in         *http.Request
 	writer     clientWriter
 	origin     origin
-	id         string // of the request
+	id         string    // of the request
+	forwarded  [4]string // values of headers for upstreams, in one place
 	cancel     context.CancelFunc
 	unwatch    func() bool // undoes server.watch, or nil
 	began      time.Time

@@ -143,6 +143,9 @@ func (g *Gateway) refuse(r *http.Request, c *Config) (status int, why string) {
 		return http.StatusNotImplemented, "CONNECT is not supported."
 	case r.URL.Opaque != "" || r.URL.User != nil || !strings.HasPrefix(r.URL.Path, "/") && r.URL.Host == "":
 		return http.StatusBadRequest, "The request target is not a path."
+	case r.ProtoMajor == 2 && misframed2(r):
+		g.rejections.framing.Add(1)
+		return http.StatusBadRequest, "What the request says about its length or host contradicts itself."
 	case c.tooLargeHeader(r):
 		g.rejections.headers.Add(1)
 		return http.StatusRequestHeaderFieldsTooLarge, "The request has too large a header, or too many headers or cookies. Deleting this site's cookies may help."
@@ -225,11 +228,15 @@ func (g *Gateway) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	logger.Log(r.Context(), level, "request not answered",
 		"status", x.status, "method", r.Method, "path", pathOf(x.in), "attempts", x.attempts, "err", err)
-	refuseReferrer(w.Header())
 	if why == "" {
+		// Or a client that is there all the same, when the gateway ends, takes it for an answer.
+		if r.Context().Value(http.ServerContextKey) != nil {
+			panic(http.ErrAbortHandler)
+		}
 		w.WriteHeader(x.status)
 		return
 	}
+	refuseReferrer(w.Header())
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, why, x.status)
 }

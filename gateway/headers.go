@@ -29,8 +29,7 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	}
 	p.Out.Trailer = nil // each attempt has its own
 	x := exchangeOf(p.In.Context())
-	x.origin.setForwarded(h)
-	h["X-Request-Id"] = []string{x.id}
+	x.forwardHeaders(h)
 	g.markHop(h)
 	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of

@@ -117,17 +117,22 @@ func (e bodyError) Error() string {
 // A client may keep the gateway waiting for Config.BodyTimeout. Each byte that it sends gives it 1/MinBodyRate of a
 // second back, up to BodyTimeout. The time in which nobody asks for the body does not count.
 type clientBody struct {
-	src        io.ReadCloser
-	control    *http.ResponseController
-	limit      int64         // bytes; 0: none
-	patience   time.Duration // at most
-	perByte    time.Duration // 0: no lower bound of the rate
-	remaining  time.Duration // of the patience
-	n          atomic.Int64  // bytes read
-	fault      atomic.Int32  // a bodyError, or 0
-	unlimited  bool          // in time: the connection knows no deadlines
-	deadlineMu sync.Mutex    // serializes deadlines with the end of the request, after which they are another's
-	over       bool          // the request
+	src       io.ReadCloser
+	control   *http.ResponseController
+	limit     int64         // bytes; 0: none
+	patience  time.Duration // at most; negative: without end
+	perByte   time.Duration // 0: no lower bound of the rate
+	remaining time.Duration // of the patience
+	timer     *time.Timer   // of a Read that waits
+	n         atomic.Int64  // bytes read
+	fault     atomic.Int32  // a bodyError, or 0
+	ended     atomic.Bool   // read to its end, or as far as it goes
+
+	// mu guards the fields below, and is held to set deadlines: after the request, the connection is another's.
+	mu      sync.Mutex
+	reading bool
+	expired bool // a deadline in the past is set
+	over    bool // the request
 }
 
 func (c *Config) newClientBody(w http.ResponseWriter, r *http.Request) *clientBody {
@@ -135,7 +140,6 @@ func (c *Config) newClientBody(w http.ResponseWriter, r *http.Request) *clientBo
 	if c.MinBodyRate > 0 {
 		b.perByte = time.Second / time.Duration(c.MinBodyRate)
 	}
-	b.unlimited = c.BodyTimeout < 0
 	return b
 }
 
@@ -144,10 +148,12 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	began := time.Now()
-	b.setDeadline(began.Add(b.remaining))
+	b.await()
 	n, err := b.src.Read(p)
+	b.came()
 	total := b.n.Add(int64(n))
 	b.remaining = min(b.patience, b.remaining-time.Since(began)+time.Duration(n)*b.perByte)
+	b.ended.Store(err != nil)
 	var timeout net.Error
 	switch {
 	case b.limit > 0 && total > b.limit:
@@ -156,28 +162,68 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		b.fault.Store(int32(errBodyTooSlow))
 		return n, errBodyTooSlow
-	case err == io.EOF:
-		b.setDeadline(time.Time{}) // or http.Server takes its passing for the client's end
 	}
 	return n, err
 }
 
-func (b *clientBody) setDeadline(t time.Time) {
-	if b.unlimited {
+// await begins to wait for the client. A deadline would be simpler, but HTTP/2 ends the body at one also while nobody reads.
+func (b *clientBody) await() {
+	if b.patience < 0 {
 		return
 	}
-	b.deadlineMu.Lock()
-	defer b.deadlineMu.Unlock()
-	if !b.over && b.control.SetReadDeadline(t) != nil {
-		b.unlimited = true
+	b.mu.Lock()
+	b.reading = true
+	b.mu.Unlock()
+	if b.timer == nil {
+		b.timer = time.AfterFunc(b.remaining, b.expire)
+	} else {
+		b.timer.Reset(b.remaining)
 	}
 }
 
-// end says that the request is over. What is left of the body is for http.Server, by the last deadline.
+func (b *clientBody) came() {
+	if b.patience < 0 {
+		return
+	}
+	b.timer.Stop()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reading = false; b.expired && !b.over {
+		// It came at the last moment. http.Server would take the deadline for the client's end.
+		_ = b.control.SetReadDeadline(time.Time{})
+	}
+}
+
+func (b *clientBody) expire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reading && !b.over {
+		b.expired = true
+		_ = b.control.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Close closes the client's body. http.Server may read a part of what is left first, and waits for no longer than Read.
+func (b *clientBody) Close() error {
+	b.bound()
+	return b.src.Close()
+}
+
+// end says that the request is over. What is left of the body is for http.Server.
 func (b *clientBody) end() {
-	b.deadlineMu.Lock()
-	defer b.deadlineMu.Unlock()
+	b.bound()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.over = true
+}
+
+// bound sets a deadline for what http.Server reads itself.
+func (b *clientBody) bound() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.patience >= 0 && !b.over && !b.ended.Load() {
+		_ = b.control.SetReadDeadline(time.Now().Add(b.patience))
+	}
 }
 
 // failed returns how the body ended the request, or nil.
@@ -196,8 +242,6 @@ func (x *exchange) clientFault() error {
 	}
 	return x.clientBody.failed()
 }
-
-func (b *clientBody) Close() error { return b.src.Close() }
 
 // seats counts the connections of clients.
 type seats struct {

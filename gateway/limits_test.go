@@ -270,6 +270,25 @@ func TestSlowBodyHTTP2(t *testing.T) {
 	}
 }
 
+// An upstream that does not read for a while is not the client's fault.
+func TestSlowUpstreamBody(t *testing.T) {
+	protocols(t, func(t *testing.T, proto string) {
+		const size = 8 << 20
+		app := mustApp(t, func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
+			time.Sleep(300 * time.Millisecond)
+			n, err := io.Copy(io.Discard, r.Body)
+			fmt.Fprint(w, n, err)
+		})
+		g := mustRun(t, proto, gateway.Config{Upstreams: upstreams(app), BodyTimeout: 100 * time.Millisecond})
+		req := g.mustRequest("PUT", "/", "")
+		req.Body, req.ContentLength = io.NopCloser(io.LimitReader(anything{}, size)), size
+		if a := g.do(req); a.StatusCode != 200 || a.body != fmt.Sprint(size-1<<20, nil) {
+			t.Errorf("%d %s", a.StatusCode, a.body)
+		}
+	})
+}
+
 // A client that takes nothing of its answer does not hold the upstream for ever; one that only waits for events, or reads
 // slowly, is left alone.
 func TestSlowReader(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,10 +57,13 @@ func (f *front) Accept() (net.Conn, error) {
 	}
 }
 
-// Close closes the listener and the connections that are not ready.
+// Close closes the listener and the connections that are not ready. It may be called again.
 func (f *front) Close() error {
 	f.close()
-	return f.Listener.Close()
+	if err := f.Listener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // wait returns when nothing of f runs any more. It is for after Close.
@@ -96,6 +101,14 @@ func (f *front) hand(a accepted) {
 func (f *front) prepare(socket net.Conn) {
 	stop := context.AfterFunc(f.ctx, func() { _ = socket.Close() })
 	defer stop()
+	// Once handed over, a connection is no longer ended by Close, but by http.Server.
+	ready := func(c net.Conn) {
+		if stop() {
+			f.hand(accepted{conn: c})
+		} else {
+			_ = c.Close() // it is
+		}
+	}
 	g := f.g
 	c := &clientConn{Conn: socket, socket: socket, remote: socket.RemoteAddr(), timeout: g.config.WriteTimeout, clock: clock{f.began}}
 	if !g.seats.take() {
@@ -125,7 +138,7 @@ func (f *front) prepare(socket net.Conn) {
 		counted = countedAs(addr)
 	}
 	if f.tls == nil {
-		f.hand(accepted{conn: framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming)})
+		ready(framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming))
 		return
 	}
 	ctx, cancel := context.WithTimeout(f.ctx, g.config.ReadHeaderTimeout)
@@ -141,10 +154,10 @@ func (f *front) prepare(socket net.Conn) {
 		return
 	}
 	if secure.ConnectionState().NegotiatedProtocol == "h2" {
-		f.hand(accepted{conn: secure})
+		ready(secure)
 		return
 	}
-	f.hand(accepted{conn: framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming)})
+	ready(framing.NewTLSConn(secure, g.serverHeaderBytes(), g.refusedFraming))
 }
 
 // maxTurnedAway bounds how many connections that were turned away are kept for a second, for their clients to read why.
@@ -191,6 +204,25 @@ type guardKey struct{}
 func misframed(r *http.Request) bool {
 	g, ok := r.Context().Value(guardKey{}).(guard)
 	return ok && g.Refused()
+}
+
+// misframed2 reports what net/http lets pass of HTTP/2 although an upstream might read it differently. Over HTTP/1, the guard
+// has refused it.
+func misframed2(r *http.Request) bool {
+	if v := r.Header["Content-Length"]; len(v) > 1 || len(v) == 1 && v[0] != strconv.FormatInt(r.ContentLength, 10) {
+		return true
+	}
+	for name, values := range r.Header {
+		switch name {
+		case "Content_length", "Content_Length", "Transfer_encoding", "Transfer_Encoding":
+			return true
+		case "Host":
+			if len(values) != 1 || !strings.EqualFold(values[0], r.Host) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // looksLikeHTTP reports whether the first bytes of what should be TLS are those of a request.

@@ -46,8 +46,8 @@ func (g *Gateway) Reload(c Config) error {
 		g.weights = weights
 		return err
 	}
-	if certificates != nil {
-		g.certificates.become(certificates)
+	if certificates != nil { // and so before, see fixed
+		g.certificates.take(certificates)
 	}
 	c.Logger.Info("configuration loaded", "upstreams", len(c.Upstreams), "affinity", c.Affinity)
 	return nil

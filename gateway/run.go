@@ -24,7 +24,7 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	defer g.end(l)
 	base, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
-	draining, drainNow := context.WithCancel(ctx)
+	draining, drainNow := context.WithCancel(base)
 	defer drainNow()
 	s := &server{draining: draining}
 	srv := &http.Server{
@@ -64,13 +64,13 @@ func (g *Gateway) Run(ctx context.Context, l net.Listener) error {
 	case failed = <-served:
 	case <-ctx.Done():
 	}
+	_ = f.Close() // before anything ends: who connects again must not come here
 	drainNow()
 	drain, cancel := context.WithTimeout(base, g.settings().DrainTimeout)
 	defer cancel()
 	late := srv.Shutdown(drain)
 	cutOff()
 	_ = srv.Close() // what Shutdown left
-	_ = f.Close()   // which srv did, unless it never began
 	s.handlers.Wait()
 	if failed != nil {
 		return fmt.Errorf("gateway: serve on %s: %w", l.Addr(), failed)

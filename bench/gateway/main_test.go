@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -42,7 +43,9 @@ func TestMain(m *testing.M) {
 	case "bare":
 		runBare(os.Args[1], os.Args[2:])
 	default:
-		os.Exit(m.Run())
+		status := m.Run()
+		_ = os.RemoveAll(built.dir) // in the temporary directory
+		os.Exit(status)
 	}
 }
 
@@ -114,18 +117,31 @@ func mustSelf(t testing.TB) string {
 	return self
 }
 
-var built = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "bench-gateway-")
-	if err != nil {
-		return "", err
+// built is the command, once mustBuild was called.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func mustBuild(t testing.TB) (path string) {
+	t.Helper()
+	b := &built
+	b.once.Do(func() {
+		if b.dir, b.err = os.MkdirTemp("", "bench-gateway-"); b.err != nil {
+			return
+		}
+		cmd := exec.Command("go", "build", "-o", b.dir, "./cmd/holdfast")
+		cmd.Dir = "../.."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if b.err != nil {
+		t.Fatal(b.err)
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "holdfast"), "./cmd/holdfast")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return filepath.Join(dir, "holdfast"), nil
-})
+	return filepath.Join(b.dir, "holdfast")
+}
 
 // A proxy is one of those that are compared.
 type proxy struct {
@@ -157,12 +173,8 @@ func startBare(t testing.TB, apps []*testserver.Server, _ bool) *testserver.Serv
 }
 
 func startHoldfast(t testing.TB, apps []*testserver.Server, sticky bool) *testserver.Server {
-	path, err := built()
-	if err != nil {
-		t.Fatal(err)
-	}
 	return testserver.Program(t, testserver.ProgramOptions{
-		Path: path, Env: []string{"GOMAXPROCS=1"},
+		Path: mustBuild(t), Env: []string{"GOMAXPROCS=1"},
 		Args: func(addr, _ string) []string {
 			args := []string{"gateway", "--listen", addr, "--allow-plain-localhost", "--dial-timeout", "1s", "--response-timeout", "2s"}
 			if sticky {
@@ -199,11 +211,16 @@ func startNginx(t testing.TB, apps []*testserver.Server, sticky bool) *testserve
 }
 
 func startHAProxy(t testing.TB, apps []*testserver.Server, sticky bool) *testserver.Server {
+	return haproxy(t, apps, sticky, "option redispatch")
+}
+
+// haproxy runs HAProxy with further lines of its backend.
+func haproxy(t testing.TB, apps []*testserver.Server, sticky bool, more ...string) *testserver.Server {
 	o := testserver.HAProxyOptions{
 		Global:   []string{"nbthread 1"},
-		Defaults: []string{"timeout connect 1s", "timeout server 2s", "option redispatch", "option http-keep-alive", "http-reuse always"},
+		Defaults: []string{"timeout connect 1s", "timeout server 2s", "option http-keep-alive", "http-reuse always"},
 		Frontend: []string{"default_backend app"},
-		Sections: []string{"backend app", "balance roundrobin"},
+		Sections: append([]string{"backend app", "balance roundrobin"}, more...),
 	}
 	if sticky {
 		o.Sections = append(o.Sections, "cookie sticky insert indirect nocache")
@@ -215,6 +232,11 @@ func startHAProxy(t testing.TB, apps []*testserver.Server, sticky bool) *testser
 }
 
 func startCaddy(t testing.TB, apps []*testserver.Server, sticky bool) *testserver.Server {
+	return caddy(t, apps, sticky)
+}
+
+// caddy runs Caddy with further lines of reverse_proxy.
+func caddy(t testing.TB, apps []*testserver.Server, sticky bool, more ...string) *testserver.Server {
 	policy := "round_robin"
 	if sticky {
 		policy = "cookie sticky secret"
@@ -228,7 +250,7 @@ func startCaddy(t testing.TB, apps []*testserver.Server, sticky bool) *testserve
 				to += " " + a.Addr
 			}
 			conf := "{\nadmin off\nauto_https off\nstorage file_system " + dir + "\n}\nhttp://:" + port + " {\nbind 127.0.0.1\nlog {\noutput file " + dir + "/access.log\n}\n" +
-				"reverse_proxy" + to + " {\nlb_policy " + policy + "\ntransport http {\ndial_timeout 1s\nresponse_header_timeout 2s\nkeepalive_idle_conns_per_host 256\ncompression off\n}\n}\n}\n"
+				"reverse_proxy" + to + " {\nlb_policy " + policy + "\n" + strings.Join(more, "\n") + "\ntransport http {\ndial_timeout 1s\nresponse_header_timeout 2s\nkeepalive_idle_conns_per_host 256\ncompression off\n}\n}\n}\n"
 			file := filepath.Join(dir, "Caddyfile")
 			if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 				t.Fatal(err)

@@ -159,11 +159,6 @@ func (c *control) Mount(args MountArgs, _ *None) error {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended {
-		return errors.New("the child ends")
-	}
 	n := &network{server: c.server, all: &c.all, closed: make(chan struct{}), calls: make(map[Op]int)}
 	if o.Soft {
 		n.soft, n.softErr = o.Timeout, syscall.EIO
@@ -171,10 +166,23 @@ func (c *control) Mount(args MountArgs, _ *None) error {
 			n.softErr = syscall.ETIMEDOUT
 		}
 	}
-	client := newClient(c.server, n, o)
-	server, err := fuse.NewServer(newFuseFS(client), args.Dir, &fuse.MountOptions{
+	server, err := c.mount(args.Dir, newClient(c.server, n, o))
+	if err != nil {
+		return err
+	}
+	return server.WaitMount() // which asks the server, and so may hang
+}
+
+func (c *control) mount(dir string, client *client) (*fuse.Server, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return nil, errors.New("the child ends")
+	}
+	// Without default_permissions: tests run as root, who may do everything, and it has the kernel ask for the attributes of each
+	// directory of a path.
+	server, err := fuse.NewServer(newFuseFS(client), dir, &fuse.MountOptions{
 		AllowOther:         true,
-		Options:            []string{"default_permissions"},
 		FsName:             fsName + "-" + strconv.Itoa(os.Getpid()),
 		Name:               fsName,
 		MaxBackground:      1000, // RELEASE must not wait
@@ -189,15 +197,15 @@ func (c *control) Mount(args MountArgs, _ *None) error {
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("mount: %w", err)
+		return nil, fmt.Errorf("mount: %w", err)
 	}
-	m := &mount{args.Dir, client, make(chan struct{})}
-	c.mounts[args.Dir] = m
+	m := &mount{dir, client, make(chan struct{})}
+	c.mounts[dir] = m
 	go func() {
 		server.Serve()
 		close(m.done)
 	}()
-	return server.WaitMount()
+	return server, nil
 }
 
 // quiet drops what go-fuse says of answers that nobody waits for after an unmount.

@@ -25,7 +25,7 @@
 //
 // # What is not
 //
-// RPC, delegations, locks and open states of NFSv4, access control by the server, memory-mapped files, and quotas, other than by
+// RPC, delegations, locks and open states of NFSv4, access control, memory-mapped files, and quotas, other than by
 // faults. Attributes that a client refreshes by the way are those of the simulated requests; a real client
 // may send more of them, and so see changes sooner, never later. The server executes a request at one moment, while one on a
 // real file system may do things one by one.

@@ -349,3 +349,17 @@ func TestProbability(t *testing.T) {
 		t.Errorf("%s and %s, want the same, some of each", runs[0], runs[1])
 	}
 }
+
+// TestMountWhileHanging: a client can be mounted, and ended, while nothing is answered.
+func TestMountWhileHanging(t *testing.T) {
+	s := Start(t)
+	s.Crash()
+	s.Inject(Fault{Kind: Delay, Count: Always, Hold: true})
+	done := make(chan error, 1)
+	dir := filepath.Join(s.dir, "hangs")
+	must(t, os.Mkdir(dir, 0o755))
+	go func() { done <- s.rpc.Call("child.Mount", MountArgs{Dir: dir}, &None{}) }()
+	eventually(t, func() bool { return slices.ContainsFunc(mounts(), func(m mounted) bool { return m.dir == dir }) })
+	must(t, s.rpc.Call("child.Unmount", dir, &None{}))
+	<-done // whatever it says
+}

@@ -23,3 +23,9 @@ func Program(t testing.TB, o ProgramOptions) *Server {
 		ready:   httpReady,
 	}, nil)
 }
+
+// Find returns the path of a program that a test runs itself, or ends the test. debian is the package that has it.
+func Find(t testing.TB, program, debian string) string {
+	t.Helper()
+	return mustFind(t, spec{program: program, debian: debian})
+}

@@ -115,9 +115,11 @@ func (s *Sealer) Seal(binding string, id driver.ID, rec driver.Record) (string, 
 		return "", fmt.Errorf("sealed cookie: %w: %d characters, at most %d", driver.ErrTooLarge, n, s.maxBytes)
 	}
 	key := s.keys.Active()
-	envelope := binary.BigEndian.AppendUint32(append(m.envelope[:0], version), key.ID())
-	m.envelope = key.AEAD(keyPurpose).Seal(envelope, plain, s.associated(m, envelope[:headBytes], binding))
-	m.text = base64url.Append(m.text[:0], m.envelope)
+	head := binary.BigEndian.AppendUint32(append(m.envelope[:0], version), key.ID())
+	box := key.AEAD(keyPurpose).Seal(nil, plain, s.associated(m, head, binding))
+	// The head and one byte more are six, and so whole characters: what follows need not be put behind them before.
+	m.envelope = append(head, box[0])
+	m.text = base64url.Append(base64url.Append(m.text[:0], m.envelope), box[1:])
 	return string(m.text), nil
 }
 

@@ -1,4 +1,5 @@
-// Package filestore keeps records in one directory of files that any number of processes on one machine share.
+// Package filestore keeps records in one directory of files that any number of processes share, on one machine or, over
+// NFS, on several.
 //
 // It needs no server and no lock, neither flock nor a lock file: a write is decided by one rename, so that a process
 // that is killed, stopped, or swapped out at any point holds up nobody and undoes nothing (record.go has the
@@ -12,8 +13,9 @@
 //	defer store.Close()
 //	sessions, err := holdfast.New(store, holdfast.Config{})
 //
-// All processes must run as the user that owns the directory. It must be on a local disk: what NFS makes of these
-// calls when it repeats one is not provided for, and on Linux Open refuses network file systems.
+// All processes must run as the user that owns the directory. It must be on a local disk, and on Linux Open refuses network
+// file systems, unless Config.Network says NFS: then records are kept in a way that is right for machines that share a
+// directory over NFS (nfs.go has the argument).
 package filestore
 
 import (
@@ -37,7 +39,8 @@ import (
 // Config are the settings of a store. The zero value is ready for use.
 type Config struct {
 	// SyncData waits for the disk in Save and Delete, so that they survive a power failure. Without it they survive
-	// the end of every process, but what was written in about the last 30 seconds may be lost with the power.
+	// the end of every process, but what was written in about the last 30 seconds may be lost with the power. With
+	// Network: NFS they always wait for the server's disk.
 	SyncData bool
 	// SweepEvery is how often expired records, and what killed processes left behind, are removed. It varies by a
 	// tenth so that processes do not sweep at the same moment. 0: 1 minute. Negative: never.
@@ -50,21 +53,6 @@ type Config struct {
 	// Logger gets a warning when a sweep meets something it cannot read. nil: slog.Default().
 	Logger *slog.Logger
 }
-
-// Network says what to do about network file systems, which Linux tells a store of.
-type Network string
-
-// What Config.Network may say.
-const (
-	// Refuse refuses a directory on NFS, CIFS, SMB or 9p.
-	Refuse Network = ""
-	// NFS keeps records in another way, which is right for machines that share a directory over NFS. All processes
-	// must use it; the directory remembers it.
-	NFS Network = "nfs"
-	// Unsafe takes any directory, and keeps records as on a local disk: sessions may be lost, and logouts undone. It
-	// is not supported.
-	Unsafe Network = "unsafe"
-)
 
 func (c Config) withDefaults() Config {
 	if c.SweepEvery == 0 {
@@ -109,36 +97,6 @@ func Open(ctx context.Context, path string, c Config) (*Store, error) {
 		s.swept.Go(func() { s.sweepUntil(sweeping) })
 	}
 	return s, nil
-}
-
-// openWithin is open, which with Network: NFS returns by the deadline of ctx, also if the file server does not answer.
-func openWithin(ctx context.Context, path string, c Config) (*Store, error) {
-	if c.Network != NFS {
-		return open(ctx, path, c, nil)
-	}
-	ctx, cancel := withTimeout(ctx)
-	defer cancel()
-	type result struct {
-		s   *Store
-		err error
-	}
-	done := make(chan result)
-	go func() {
-		s, err := open(ctx, path, c, nil)
-		select {
-		case done <- result{s, err}:
-		case <-ctx.Done(): // the caller has left
-			if err == nil {
-				_ = s.Close() // nobody has used it
-			}
-		}
-	}()
-	select {
-	case r := <-done:
-		return r.s, r.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%s: %w: the file server does not answer; is it up, and the mount? %w", path, driver.ErrUnavailable, ctx.Err())
-	}
 }
 
 func open(ctx context.Context, path string, c Config, step step) (*Store, error) {

@@ -2,6 +2,21 @@ package filestore
 
 import "fmt"
 
+// Network says what to do about network file systems, which Linux tells a store of.
+type Network string
+
+// What Config.Network may say.
+const (
+	// Refuse refuses a directory on NFS, CIFS, SMB or 9p.
+	Refuse Network = ""
+	// NFS keeps records in another way, which is right for machines that share a directory over NFS. All processes
+	// must use it; the directory remembers it.
+	NFS Network = "nfs"
+	// Unsafe takes any directory, and keeps records as on a local disk: sessions may be lost, and logouts undone. It
+	// is not supported.
+	Unsafe Network = "unsafe"
+)
+
 // networkFileSystem returns the name of a file system that other machines may write to, by the type that statfs(2)
 // gives on Linux (include/uapi/linux/magic.h), and "" for all others. FUSE is not among them, as its type says nothing
 // about what is behind it.

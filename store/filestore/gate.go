@@ -104,6 +104,36 @@ func (g *gate) close() {
 	})
 }
 
+// openWithin is open, which with Network: NFS returns by the deadline of ctx, also if the file server does not answer.
+func openWithin(ctx context.Context, path string, c Config) (*Store, error) {
+	if c.Network != NFS {
+		return open(ctx, path, c, nil)
+	}
+	ctx, cancel := withTimeout(ctx)
+	defer cancel()
+	type result struct {
+		s   *Store
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		s, err := open(ctx, path, c, nil)
+		select {
+		case done <- result{s, err}:
+		case <-ctx.Done(): // the caller has left
+			if err == nil {
+				_ = s.Close() // nobody has used it
+			}
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.s, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s: %w: the file server does not answer; is it up, and the mount? %w", path, driver.ErrUnavailable, ctx.Err())
+	}
+}
+
 // locks are one lock for each ID that somebody uses.
 type locks struct {
 	mu sync.Mutex

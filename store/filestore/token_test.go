@@ -75,7 +75,7 @@ func FuzzToken(f *testing.F) {
 			t.Errorf("%d bytes", len(name))
 		}
 		next := tok.next(1<<63, ended, driver.Record{}, 0)
-		if again, ok := parseToken(next.name()); !ok || !cmp.Equal(again, next, cmp.AllowUnexported(token{})) {
+		if again, ok := parseToken(next.name()); !ok || again.name() != next.name() {
 			t.Errorf("the next one is %q", next.name())
 		}
 	})

@@ -78,11 +78,6 @@ type message struct {
 // atRest reports whether a message could begin here.
 func (p *parser) atRest() bool { return p.state == requestLine && len(p.pending) == 0 }
 
-// inHeader reports whether a header has begun and not ended.
-func (p *parser) inHeader() bool {
-	return p.state == header || p.state == requestLine && len(p.pending) > 0
-}
-
 // feed takes the next bytes of the connection. It returns how many of them may be passed on, and if that is not all,
 // why. What may be passed on never completes a header, chunk or trailer that is refused.
 func (p *parser) feed(b []byte) (int, error) {
