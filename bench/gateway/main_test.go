@@ -175,8 +175,9 @@ func startBare(t testing.TB, apps []*testserver.Server, _ bool) *testserver.Serv
 func startHoldfast(t testing.TB, apps []*testserver.Server, sticky bool) *testserver.Server {
 	return testserver.Program(t, testserver.ProgramOptions{
 		Path: mustBuild(t), Env: []string{"GOMAXPROCS=1"},
-		Args: func(addr, _ string) []string {
-			args := []string{"gateway", "--listen", addr, "--allow-plain-localhost", "--dial-timeout", "1s", "--response-timeout", "2s"}
+		Args: func(addr, dir string) []string {
+			args := []string{"gateway", "--listen", addr, "--allow-plain-localhost", "--dial-timeout", "1s", "--response-timeout", "2s",
+				"--access-log", filepath.Join(dir, "access.log")} // metrics are always on
 			if sticky {
 				args = append(args, "--affinity", "cookie")
 			}
