@@ -53,7 +53,7 @@ type exchange struct {
 	known   known // what the affinity found out about the client
 }
 
-// attempt is what the transport did with a request. It calls the hooks of trace on the goroutine of RoundTrip.
+// attempt is what the transport did with a request, as it tells on the goroutine that sends.
 type attempt struct {
 	asked  int // for a connection; if not, the request itself was refused
 	conn   *conn
@@ -74,21 +74,28 @@ func (a *attempt) mayHaveArrived() bool {
 	return a.sent || a.conn != nil && a.conn.sent.Load() != a.mark
 }
 
+// ask notes that a connection is asked for. http.Transport itself repeats some requests on another one.
+func (a *attempt) ask() {
+	a.sent = a.mayHaveArrived()
+	a.conn = nil
+	if a.asked++; a.asked > maxAsked && a.giveUp != nil {
+		a.giveUp()
+	}
+}
+
+// got notes which connection there is.
+func (a *attempt) got(nc net.Conn, reused bool) {
+	c, _ := trackedConn(nc)
+	a.conn, a.mark, a.reused = c, c.sent.Load(), reused
+}
+
 func (a *attempt) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
-		// The transport itself repeats some requests on another connection.
-		GetConn: func(string) {
-			a.sent = a.mayHaveArrived()
-			a.conn = nil
-			if a.asked++; a.asked > maxAsked && a.giveUp != nil {
-				a.giveUp()
-			}
-		},
+		GetConn: func(string) { a.ask() },
 		GotConn: func(info httptrace.GotConnInfo) {
-			c, secure := trackedConn(info.Conn)
-			a.conn, a.mark, a.reused = c, c.sent.Load(), info.Reused
-			if info.WasIdle && stale(c.Conn, secure) { // h1 has looked
-				_ = c.Conn.Close() // nothing can be written on it: the request is not lost
+			a.got(info.Conn, info.Reused)
+			if _, secure := trackedConn(info.Conn); info.WasIdle && stale(a.conn.Conn, secure) {
+				_ = a.conn.Conn.Close() // nothing can be written on it: the request is not lost
 			}
 		},
 	}
@@ -197,7 +204,7 @@ func (x *exchange) send(u *upstream, req *http.Request, body *replay) (*http.Res
 		a := body.attempt()
 		out.Body, out.Trailer = a, a.trailer
 	}
-	res, err := u.transport.RoundTrip(out)
+	res, err := u.transport.send(out, &x.attempt)
 	if err != nil && context.Cause(ctx) == errAsked {
 		err = errAsked
 	}

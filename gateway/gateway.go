@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
 	"strconv"
@@ -119,7 +118,6 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	x.cancel = cancel
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
-	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	r = r.WithContext(ctx)
 	x.in = r
 	if r.Body != nil && r.Body != http.NoBody {
