@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -215,18 +214,43 @@ func readSmall(res *http.Response, method string) error {
 		return nil
 	}
 	defer res.Body.Close()
-	b := make([]byte, n)
-	if _, err := io.ReadFull(res.Body, b); err != nil {
+	b := &smallBody{}
+	if n <= bufferSize {
+		b.pooled = copies.Get()
+		b.rest = b.pooled[:n]
+	} else {
+		b.rest = make([]byte, n)
+	}
+	if _, err := io.ReadFull(res.Body, b.rest); err != nil {
+		_ = b.Close() // of nothing
 		return fmt.Errorf("read answer: %w", err)
 	}
-	res.Body = &smallBody{bytes.NewReader(b)}
+	res.Body = b
 	return nil
 }
 
-// smallBody is the body of an answer that was read already.
-type smallBody struct{ *bytes.Reader }
+// smallBody is the body of an answer that was read already. It is used by one goroutine.
+type smallBody struct {
+	rest   []byte
+	pooled []byte // what rest is part of, to be put back; or nil
+}
 
-func (*smallBody) Close() error { return nil }
+func (b *smallBody) Read(p []byte) (int, error) {
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	if len(b.rest) == 0 {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (b *smallBody) Close() error {
+	if b.pooled != nil {
+		copies.Put(b.pooled)
+	}
+	b.rest, b.pooled = nil, nil
+	return nil
+}
 
 // repeatable reports whether a request may be sent again that may have arrived. Of one with an Idempotency-Key, the client says
 // that it may; that is believed where an old connection broke, as net/http does.

@@ -84,7 +84,7 @@ func New(c Config) (*Gateway, error) {
 		ModifyResponse: g.answer,
 		ErrorHandler:   g.fail,
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug), // broken off copies
-		BufferPool:     &buffers{},
+		BufferPool:     &copies,
 	}
 	return g, nil
 }
@@ -345,6 +345,8 @@ func (g *Gateway) Close() error {
 
 // buffers are for copying bodies.
 type buffers struct{ pool sync.Pool }
+
+var copies buffers
 
 const bufferSize = 32 << 10
 

@@ -62,9 +62,9 @@ func run() int {
 	if !strings.HasPrefix(k.Command(), "gateway run") { // which reads its configuration again
 		ends = append(ends, syscall.SIGHUP)
 	}
+	// A second Ctrl-C ends the program at once, but not one that comes with the first: timeout(1) sends two. Nor does one
+	// that comes when all is done, or a clean end would look like a kill: so nothing stops this at the end of run.
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
-	defer stop()
-	// A second Ctrl-C ends the program at once, but not one that comes with the first: timeout(1) sends two.
 	context.AfterFunc(ctx, func() { time.AfterFunc(time.Second, stop) })
 	k.BindTo(ctx, (*context.Context)(nil))
 	switch err := k.Run(); {

@@ -3,15 +3,10 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -140,144 +135,5 @@ func TestStoreCheckText(t *testing.T) {
 	}
 	if status != 0 || errs != "" {
 		t.Errorf("exit status %d: %s\n%s", status, errs, out)
-	}
-}
-
-// gatewayProcess is a running holdfast gateway.
-type gatewayProcess struct {
-	url string
-	log *strings.Builder // complete after end
-	end func() (status int)
-}
-
-func mustGateway(t *testing.T, env []string, args ...string) gatewayProcess {
-	t.Helper()
-	cmd := command(t, append([]string{"gateway", "--listen", "127.0.0.1:0"}, args...)...)
-	cmd.Env = append(cmd.Env, env...)
-	errs, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	g := gatewayProcess{log: new(strings.Builder)}
-	ended := false
-	g.end = func() int {
-		if !ended {
-			ended = true
-			_ = cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended
-			_, _ = io.Copy(g.log, errs)             // until it ends
-			_ = cmd.Wait()                          // the status says it
-		}
-		return cmd.ProcessState.ExitCode()
-	}
-	t.Cleanup(func() { g.end() })
-	address := regexp.MustCompile(`msg="gateway listening" address=(\S+)`)
-	for r := bufio.NewReader(errs); g.url == ""; {
-		line, err := r.ReadString('\n')
-		g.log.WriteString(line)
-		if m := address.FindStringSubmatch(line); m != nil {
-			g.url = "http://" + m[1]
-		}
-		if err != nil {
-			t.Fatalf("the gateway ended: %s", g.log)
-		}
-	}
-	return g
-}
-
-// mustUpstreams starts servers that answer with their names.
-func mustUpstreams(t *testing.T, names ...string) (args []string) {
-	t.Helper()
-	for _, name := range names {
-		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			fmt.Fprint(w, name)
-		}))
-		t.Cleanup(s.Close)
-		args = append(args, "--upstream", name+"="+s.URL)
-	}
-	return args
-}
-
-// TestGateway: the key makes the same cookies after a restart, and a random one does not.
-func TestGateway(t *testing.T) {
-	hexKey := strings.Repeat("0123456789abcdef", 4)
-	key := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(key, []byte(hexKey+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	args := append(mustUpstreams(t, "a", "b"), "--affinity", "cookie", "--allow-plain-localhost")
-	cookie := func(env []string, more ...string) (value, log string) {
-		t.Helper()
-		g := mustGateway(t, env, append(more, args...)...)
-		b := newBrowser(t, g.url)
-		r, err := b.do(t.Context(), "GET", "/", nil, nil)
-		if err != nil || r.status != http.StatusOK || r.body != "a" {
-			t.Fatalf("GET /: %d %q %v", r.status, r.body, err)
-		}
-		for range 3 {
-			if again, err := b.do(t.Context(), "GET", "/", nil, nil); err != nil || again.body != "a" {
-				t.Errorf("GET / again: %q %v, want a", again.body, err)
-			}
-		}
-		b.client.CloseIdleConnections()
-		if status := g.end(); status != 0 {
-			t.Errorf("exit status %d: %s", status, g.log)
-		}
-		c, err := http.ParseSetCookie(r.header.Get("Set-Cookie"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c.Value, g.log.String()
-	}
-	first, log := cookie(nil, "--key-file", key)
-	if strings.Contains(log, "WARN") {
-		t.Errorf("a warning in spite of a key:\n%s", log)
-	}
-	if again, _ := cookie(nil, "--key-file", key); again != first {
-		t.Error("another cookie after a restart with the same key")
-	}
-	if fromEnv, _ := cookie([]string{"HOLDFAST_KEY=" + hexKey}); fromEnv != first {
-		t.Error("another cookie with the same key from the environment")
-	}
-	random, log := cookie(nil)
-	if random == first || !strings.Contains(log, "level=WARN") || !strings.Contains(log, "--key-file") {
-		t.Errorf("without a key there is no warning:\n%s", log)
-	}
-	if strings.Contains(log, first) {
-		t.Error("the log shows a cookie")
-	}
-}
-
-// TestGatewayDrains: a request that is under way finishes after SIGTERM.
-func TestGatewayDrains(t *testing.T) {
-	arrived, finish := make(chan struct{}), make(chan struct{})
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		<-finish
-		fmt.Fprint(w, "done")
-	}))
-	defer s.Close()
-	g := mustGateway(t, []string{"HOLDFAST_UPSTREAM=" + s.URL})
-	b := newBrowser(t, g.url)
-	answered := make(chan reply, 1)
-	go func() {
-		r, err := b.do(t.Context(), "GET", "/", nil, nil)
-		if err != nil {
-			t.Error(err)
-		}
-		answered <- r
-	}()
-	<-arrived
-	ended := make(chan int, 1)
-	go func() { ended <- g.end() }()
-	eventually(t, 10*time.Second, func() error { return refuses(g.url) })
-	close(finish)
-	if r := <-answered; r.body != "done" {
-		t.Errorf("the request that was under way: %d %q", r.status, r.body)
-	}
-	if status := <-ended; status != 0 {
-		t.Errorf("exit status %d", status)
 	}
 }
