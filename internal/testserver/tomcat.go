@@ -46,10 +46,13 @@ func prepareTomcat(s *Server, o TomcatOptions) error {
 			return err
 		}
 	}
-	// Its default servlets, JSP among them.
+	// Its default servlets, JSP among them. Jar files need not be searched for tag libraries, which the pages do not use.
 	for _, name := range []string{"web.xml", "catalina.properties"} {
 		b, err := os.ReadFile(filepath.Join("/etc/tomcat10", name))
 		if err == nil {
+			if name == "catalina.properties" {
+				b = append(b, "\ntomcat.util.scan.StandardJarScanFilter.jarsToSkip=*\n"...)
+			}
 			err = os.WriteFile(filepath.Join(s.Dir, "conf", name), b, 0o600)
 		}
 		if err != nil {
