@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -54,7 +53,7 @@ type exchange struct {
 	known   known // what the affinity found out about the client
 }
 
-// attempt is what the transport did with a request. It calls the hooks of trace on the goroutine of RoundTrip.
+// attempt is what the transport did with a request, as it tells on the goroutine that sends.
 type attempt struct {
 	asked  int // for a connection; if not, the request itself was refused
 	conn   *conn
@@ -75,21 +74,28 @@ func (a *attempt) mayHaveArrived() bool {
 	return a.sent || a.conn != nil && a.conn.sent.Load() != a.mark
 }
 
+// ask notes that a connection is asked for. http.Transport itself repeats some requests on another one.
+func (a *attempt) ask() {
+	a.sent = a.mayHaveArrived()
+	a.conn = nil
+	if a.asked++; a.asked > maxAsked && a.giveUp != nil {
+		a.giveUp()
+	}
+}
+
+// got notes which connection there is.
+func (a *attempt) got(nc net.Conn, reused bool) {
+	c, _ := trackedConn(nc)
+	a.conn, a.mark, a.reused = c, c.sent.Load(), reused
+}
+
 func (a *attempt) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
-		// The transport itself repeats some requests on another connection.
-		GetConn: func(string) {
-			a.sent = a.mayHaveArrived()
-			a.conn = nil
-			if a.asked++; a.asked > maxAsked && a.giveUp != nil {
-				a.giveUp()
-			}
-		},
+		GetConn: func(string) { a.ask() },
 		GotConn: func(info httptrace.GotConnInfo) {
-			c, secure := trackedConn(info.Conn)
-			a.conn, a.mark, a.reused = c, c.sent.Load(), info.Reused
-			if info.WasIdle && stale(c.Conn, secure) { // h1 has looked
-				_ = c.Conn.Close() // nothing can be written on it: the request is not lost
+			a.got(info.Conn, info.Reused)
+			if _, secure := trackedConn(info.Conn); info.WasIdle && stale(a.conn.Conn, secure) {
+				_ = a.conn.Conn.Close() // nothing can be written on it: the request is not lost
 			}
 		},
 	}
@@ -198,7 +204,7 @@ func (x *exchange) send(u *upstream, req *http.Request, body *replay) (*http.Res
 		a := body.attempt()
 		out.Body, out.Trailer = a, a.trailer
 	}
-	res, err := u.transport.RoundTrip(out)
+	res, err := u.transport.send(out, &x.attempt)
 	if err != nil && context.Cause(ctx) == errAsked {
 		err = errAsked
 	}
@@ -215,18 +221,43 @@ func readSmall(res *http.Response, method string) error {
 		return nil
 	}
 	defer res.Body.Close()
-	b := make([]byte, n)
-	if _, err := io.ReadFull(res.Body, b); err != nil {
+	b := &smallBody{}
+	if n <= bufferSize {
+		b.pooled = copies.Get()
+		b.rest = b.pooled[:n]
+	} else {
+		b.rest = make([]byte, n)
+	}
+	if _, err := io.ReadFull(res.Body, b.rest); err != nil {
+		_ = b.Close() // of nothing
 		return fmt.Errorf("read answer: %w", err)
 	}
-	res.Body = &smallBody{bytes.NewReader(b)}
+	res.Body = b
 	return nil
 }
 
-// smallBody is the body of an answer that was read already.
-type smallBody struct{ *bytes.Reader }
+// smallBody is the body of an answer that was read already. It is used by one goroutine.
+type smallBody struct {
+	rest   []byte
+	pooled []byte // what rest is part of, to be put back; or nil
+}
 
-func (*smallBody) Close() error { return nil }
+func (b *smallBody) Read(p []byte) (int, error) {
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	if len(b.rest) == 0 {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (b *smallBody) Close() error {
+	if b.pooled != nil {
+		copies.Put(b.pooled)
+	}
+	b.rest, b.pooled = nil, nil
+	return nil
+}
 
 // repeatable reports whether a request may be sent again that may have arrived. Of one with an Idempotency-Key, the client says
 // that it may; that is believed where an old connection broke, as net/http does.

@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
 	"strconv"
@@ -84,7 +83,7 @@ func New(c Config) (*Gateway, error) {
 		ModifyResponse: g.answer,
 		ErrorHandler:   g.fail,
 		ErrorLog:       slog.NewLogLogger(c.Logger.Handler(), slog.LevelDebug), // broken off copies
-		BufferPool:     &buffers{},
+		BufferPool:     &copies,
 	}
 	return g, nil
 }
@@ -119,7 +118,6 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	x.cancel = cancel
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
-	ctx = httptrace.WithClientTrace(ctx, x.attempt.trace())
 	r = r.WithContext(ctx)
 	x.in = r
 	if r.Body != nil && r.Body != http.NoBody {
@@ -345,6 +343,8 @@ func (g *Gateway) Close() error {
 
 // buffers are for copying bodies.
 type buffers struct{ pool sync.Pool }
+
+var copies buffers
 
 const bufferSize = 32 << 10
 

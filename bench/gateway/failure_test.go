@@ -57,9 +57,9 @@ func TestFailures(t *testing.T) {
 				if k.gets != 15 || k.posts != 4 || k.cookies != 1 || k.returned != "stays" {
 					t.Errorf("its server was killed: %+v, want 15 GETs, 4 POSTs, 1 cookie, stays", k)
 				}
-				// A second for a busy machine.
-				if f.status != http.StatusOK || f.ok != 4 || f.first > deadline+time.Second || f.slowest > time.Second {
-					t.Errorf("its server is frozen: %+v, want 200 within %v, and then at once", f, deadline)
+				// Less than two deadlines: it waited for one server only, on a machine however busy.
+				if f.status != http.StatusOK || f.ok != 4 || f.first >= 2*deadline || f.slowest >= deadline {
+					t.Errorf("its server is frozen: %+v, want 200 after %v, and then at once", f, deadline)
 				}
 			})
 		}

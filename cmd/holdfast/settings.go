@@ -77,7 +77,7 @@ type sessionSettings struct {
 }
 
 type balanceSettings struct {
-	Policy      string   `yaml:"policy" to:"Balance" help:"round-robin, least-requests or random-two-choices, for clients without a server"`
+	Policy      string   `yaml:"policy" to:"Balance" help:"round-robin, least-requests or two-choices, for clients without a server"`
 	Zone        string   `yaml:"zone" to:"Zone" help:"where this gateway stands: servers of this zone come first"`
 	ZoneMinimum float64  `yaml:"zone_minimum" to:"ZoneMinimum" help:"while this share of them is up, 0 to 1"`
 	LoadFactor  float64  `yaml:"load_factor" to:"LoadFactor" help:"how uneven load may be, such as 1.25; 0: no bound"`

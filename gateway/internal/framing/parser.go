@@ -129,16 +129,17 @@ func (p *parser) line(b []byte) (int, error) {
 		return 0, ErrRequestLine // at once, not at the end of a line that may never come
 	}
 	i := bytes.IndexByte(b, '\n')
+	n := i + 1
 	if i < 0 {
-		p.size += len(b)
-		if p.size > p.max {
-			return 0, ErrTooLarge
-		}
-		p.pending = append(p.pending, b...)
-		return len(b), nil
+		n = len(b)
 	}
-	if p.size += i + 1; p.size > p.max {
-		return 0, ErrTooLarge
+	if room := p.max - p.size; n > room {
+		return room, ErrTooLarge
+	}
+	p.size += n
+	if i < 0 {
+		p.pending = append(p.pending, b...)
+		return n, nil
 	}
 	line := b[:i]
 	if len(p.pending) > 0 {

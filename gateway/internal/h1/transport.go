@@ -23,7 +23,7 @@ import (
 	"time"
 )
 
-// Transport is an http.RoundTripper. Its fields must be set before the first request.
+// Transport sends requests to one server. Its fields must be set before the first request.
 type Transport struct {
 	// Dial connects to the server.
 	Dial func(ctx context.Context) (net.Conn, error)
@@ -44,7 +44,7 @@ type Transport struct {
 	timer *time.Timer
 }
 
-// Takes reports whether RoundTrip can send r: it has no body, expects nothing, and does not switch protocols.
+// Takes reports whether Send can send r: it has no body, expects nothing, and does not switch protocols.
 func Takes(r *http.Request) bool {
 	return (r.Body == nil || r.Body == http.NoBody) && r.Header["Upgrade"] == nil && r.Header["Expect"] == nil &&
 		r.Method != http.MethodConnect
@@ -63,25 +63,19 @@ type conn struct {
 // errSwitched is for a server that switches protocols without having been asked to.
 var errSwitched = errors.New("server switched protocols, which the request did not ask for")
 
-// RoundTrip sends r and returns its answer. r must be one that Takes accepts; its URL's host is not looked at. The hooks GetConn,
-// GotConn (never with WasIdle: Stale has been asked) and Got1xxResponse of httptrace are called. RoundTrip never repeats a
-// request: if the server closes an idle connection just when it is used, that is an error like any other.
-func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+// Send sends r and returns its answer. r must be one that Takes accepts; its URL's host is not looked at. It calls got once it
+// has a connection, and of httptrace the hook Got1xxResponse. It never repeats a request: if the server closes an idle
+// connection just when it is used, that is an error like any other.
+func (t *Transport) Send(r *http.Request, got func(c net.Conn, reused bool)) (*http.Response, error) {
 	ctx := r.Context()
-	trace := httptrace.ContextClientTrace(ctx)
-	if trace != nil && trace.GetConn != nil {
-		trace.GetConn(r.URL.Host)
-	}
 	c, reused, err := t.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if trace != nil && trace.GotConn != nil {
-		trace.GotConn(httptrace.GotConnInfo{Conn: c.Conn, Reused: reused})
-	}
+	got(c.Conn, reused)
 	// A deadline in the past ends what is waiting for the connection.
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	res, err := c.roundTrip(r, trace)
+	res, err := c.send(r)
 	if err != nil {
 		stop()
 		_ = c.Close() // it is of no more use
@@ -99,7 +93,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-func (c *conn) roundTrip(r *http.Request, trace *httptrace.ClientTrace) (*http.Response, error) {
+func (c *conn) send(r *http.Request) (*http.Response, error) {
 	if err := r.Write(c.w); err != nil {
 		return nil, err
 	}
@@ -125,7 +119,7 @@ func (c *conn) roundTrip(r *http.Request, trace *httptrace.ClientTrace) (*http.R
 		case res.StatusCode == http.StatusSwitchingProtocols:
 			return nil, errSwitched
 		case res.StatusCode < 200:
-			if trace != nil && trace.Got1xxResponse != nil {
+			if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
 				if err := trace.Got1xxResponse(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
 					return nil, err
 				}

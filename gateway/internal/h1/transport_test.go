@@ -72,14 +72,13 @@ func mustAnswer(t testing.TB, answers ...string) *h1.Transport {
 }
 
 // get returns the answer to a request, with its body read, and whether it went over a connection that was there.
-func get(t testing.TB, tr http.RoundTripper, method string) (res *http.Response, text string, reused bool, err error) {
+func get(t testing.TB, tr *h1.Transport, method string) (res *http.Response, text string, reused bool, err error) {
 	t.Helper()
-	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
-	r, err := http.NewRequestWithContext(ctx, method, "http://app/path?q=1", nil)
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://app/path?q=1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if res, err = tr.RoundTrip(r); err != nil {
+	if res, err = tr.Send(r, func(_ net.Conn, was bool) { reused = was }); err != nil {
 		return nil, "", reused, err
 	}
 	b, err := io.ReadAll(res.Body)
@@ -146,7 +145,7 @@ func TestTrailerAndInformation(t *testing.T) {
 		return nil
 	}})
 	r, _ := http.NewRequestWithContext(ctx, "GET", "http://app/", nil)
-	res, err := tr.RoundTrip(r)
+	res, err := tr.Send(r, func(net.Conn, bool) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +201,7 @@ func TestGivenUp(t *testing.T) {
 	tr := mustServe(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, strings.Repeat("x", 1<<20)) })
 	for range 3 {
 		r, _ := http.NewRequestWithContext(t.Context(), "GET", "http://app/", nil)
-		res, err := tr.RoundTrip(r)
+		res, err := tr.Send(r, func(net.Conn, bool) {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +241,7 @@ func TestCancel(t *testing.T) {
 				}
 			}()
 			r, _ := http.NewRequestWithContext(ctx, "GET", "http://app/", nil)
-			res, err := tr.RoundTrip(r)
+			res, err := tr.Send(r, func(net.Conn, bool) {})
 			if where == "body" && err == nil {
 				_, err = io.ReadAll(res.Body)
 			}
@@ -398,12 +397,15 @@ func BenchmarkTransport(b *testing.B) {
 	own := mustTransport(b, s.Listener.Addr().String())
 	theirs := &http.Transport{}
 	defer theirs.CloseIdleConnections()
-	for name, tr := range map[string]http.RoundTripper{"h1": own, "http": theirs} {
+	for name, send := range map[string]func(*http.Request) (*http.Response, error){
+		"h1":   func(r *http.Request) (*http.Response, error) { return own.Send(r, func(net.Conn, bool) {}) },
+		"http": theirs.RoundTrip,
+	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				r, _ := http.NewRequestWithContext(b.Context(), "GET", s.URL, nil)
-				res, err := tr.RoundTrip(r)
+				res, err := send(r)
 				if err != nil {
 					b.Fatal(err)
 				}
