@@ -3,7 +3,7 @@
 
 GO ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-FUZZTIME ?= $(if $(CI),5s,10s)
+FUZZTIME ?= $(if $(CI),3s,10s)
 MODULES = $(patsubst %/go.mod,%,$(shell find . -name go.mod -not -path '*/testdata/*'))
 
 .PHONY: help test soak check bench demo build setup lint imports fuzz
