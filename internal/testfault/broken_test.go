@@ -266,7 +266,7 @@ func TestBroken(t *testing.T) {
 		}},
 		{name: "acknowledges writes that it does not make", in: "restarted while idle", wants: "acknowledged writes are lost", broke: func(c *client) {
 			c.onSave = func(c *client, id driver.ID, rec driver.Record, prev uint64) error {
-				if sometimes() && prev != 0 {
+				if rand.IntN(8) == 0 && prev != 0 { // of few
 					return nil
 				}
 				return c.records.Save(context.Background(), id, rec, prev)
