@@ -119,7 +119,7 @@ func (s *Sealer) Seal(binding string, id driver.ID, rec driver.Record) (string, 
 	box := key.AEAD(keyPurpose).Seal(nil, plain, s.associated(m, head, binding))
 	// The head and one byte more are six, and so whole characters: what follows need not be put behind them before.
 	m.envelope = append(head, box[0])
-	m.text = base64url.Append(base64url.Append(m.text[:0], m.envelope), box[1:])
+	m.text = base64url.AppendPublic(base64url.AppendPublic(m.text[:0], m.envelope), box[1:])
 	return string(m.text), nil
 }
 

@@ -112,7 +112,7 @@ func (s *Sealer) appendClaims(b []byte, key *signer, binding string, id driver.I
 		plain := appendFields(nil, rec.Fields)
 		plain[0] = '{' // instead of the comma
 		sealed := key.key.AEAD(fieldsPurpose).Seal(nil, append(plain, '}'), s.associated(id, binding))
-		b = append(base64url.Append(append(b, `,"enc":"`...), sealed), '"')
+		b = append(base64url.AppendPublic(append(b, `,"enc":"`...), sealed), '"')
 	}
 	return append(b, '}')
 }
