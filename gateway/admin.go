@@ -157,46 +157,15 @@ func decode(r *http.Request, v any) error {
 	return nil
 }
 
-// adminUpstream is an upstream as the API shows it.
-type adminUpstream struct {
-	ID           string    `json:"id"`
-	URL          string    `json:"url"`
-	State        State     `json:"state"`
-	DrainUntil   time.Time `json:"drain_until,omitzero"`
-	Weight       int       `json:"weight"`
-	Zone         string    `json:"zone,omitempty"`
-	Active       int       `json:"active"`
-	MaxRequests  int       `json:"max_requests,omitempty"`
-	Waiting      int       `json:"waiting"`
-	Requests     uint64    `json:"requests"`
-	Failures     uint64    `json:"failures"`
-	Repeats      uint64    `json:"repeats"`
-	Ejections    uint64    `json:"ejections"`
-	Checks       uint64    `json:"checks"`
-	FailedChecks uint64    `json:"failed_checks"`
-}
-
-func shown(u UpstreamStats) adminUpstream {
-	return adminUpstream{
-		ID: u.ID, URL: u.URL, State: u.State, DrainUntil: u.DrainUntil, Weight: u.Weight, Zone: u.Zone, Active: u.Active,
-		MaxRequests: u.MaxRequests, Waiting: u.Waiting, Requests: u.Requests, Failures: u.Failures, Repeats: u.Repeats,
-		Ejections: u.Ejections, Checks: u.Checks, FailedChecks: u.FailedChecks,
-	}
-}
-
 func (a *admin) list(*http.Request) (any, error) {
-	all := []adminUpstream{}
-	for _, u := range a.gateway.Upstreams() {
-		all = append(all, shown(u))
-	}
-	return map[string]any{"upstreams": all}, nil
+	return map[string]any{"upstreams": a.gateway.Upstreams()}, nil
 }
 
 func (a *admin) get(r *http.Request) (any, error) {
 	id := r.PathValue("id")
 	for _, u := range a.gateway.Upstreams() {
 		if u.ID == id {
-			return shown(u), nil
+			return u, nil
 		}
 	}
 	return nil, fmt.Errorf("%w: %q", ErrNoUpstream, id)

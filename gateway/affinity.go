@@ -5,11 +5,12 @@ import (
 	"iter"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/textproto"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/holdfast-sessions/holdfast/internal/loopback"
 )
 
 // Affinity says which upstream a client goes to.
@@ -250,9 +251,5 @@ func plainLocalhost(r *http.Request) bool {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	addr, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil && addr.IsLoopback()
+	return loopback.Is(host)
 }

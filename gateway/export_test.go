@@ -14,4 +14,6 @@ func CookieIsSecure(host string, allow bool) bool {
 }
 
 // SessionID is what becomes X-Session-Id.
-func (g *Gateway) SessionID(r *http.Request) (driver.ID, bool) { return g.sessionID(r) }
+func (g *Gateway) SessionID(r *http.Request) (driver.ID, bool) {
+	return g.table.Load().places.sessionID(r)
+}

@@ -259,25 +259,31 @@ func (g *Gateway) over(x *exchange) {
 	}
 }
 
-// UpstreamStats is the state of an upstream.
+// UpstreamStats is the state of an upstream, in JSON as the admin API shows it.
 type UpstreamStats struct {
-	ID, URL string
+	ID  string `json:"id"`
+	URL string `json:"url"`
 	// Up says that State is StateUp.
-	Up    bool
-	State State
+	Up    bool  `json:"-"`
+	State State `json:"state"`
 	// DrainUntil is when it has to be empty, while State is StateDraining.
-	DrainUntil time.Time
+	DrainUntil time.Time `json:"drain_until,omitzero"`
 	// Weight and Zone are those of the configuration.
-	Weight int
-	Zone   string
+	Weight int    `json:"weight"`
+	Zone   string `json:"zone,omitempty"`
 	// Active counts the requests that it has now.
-	Active int
-	// Requests counts its answers, Failures attempts that brought none, Repeats those that were repeated.
-	Requests, Failures, Repeats uint64
+	Active int `json:"active"`
 	// MaxRequests is that of the configuration, Waiting counts the requests that wait for a place at it.
-	MaxRequests, Waiting int
+	MaxRequests int `json:"max_requests,omitempty"`
+	Waiting     int `json:"waiting"`
+	// Requests counts its answers, Failures attempts that brought none, Repeats those that were repeated.
+	Requests uint64 `json:"requests"`
+	Failures uint64 `json:"failures"`
+	Repeats  uint64 `json:"repeats"`
 	// Ejections counts how often it was ejected, Checks its health checks, FailedChecks those that failed.
-	Ejections, Checks, FailedChecks uint64
+	Ejections    uint64 `json:"ejections"`
+	Checks       uint64 `json:"checks"`
+	FailedChecks uint64 `json:"failed_checks"`
 }
 
 // Upstreams returns the state of every upstream, in the order of the configuration.

@@ -34,11 +34,11 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	x.table.affinity.strip(h)
 	// ReverseProxy drops parameters it cannot parse. An application may read them, but where the token is one of
 	// the parameters, the application must see no other than we do.
-	if g.settings().SessionParameter == "" {
+	if x.table.places.parameter == "" {
 		p.Out.URL.RawQuery = p.In.URL.RawQuery
 	}
-	if id, ok := g.sessionID(p.Out); ok && len(g.settings().SignatureKey) > 0 {
-		signed.Sign(h, g.settings().SignatureKey, id, p.Out.Method, p.Out.Host, time.Now())
+	if id, ok := x.table.places.sessionID(p.Out); ok && len(x.table.config.SignatureKey) > 0 {
+		signed.Sign(h, x.table.config.SignatureKey, id, p.Out.Method, p.Out.Host, time.Now())
 	} else if ok {
 		h.Set(signed.HeaderID, id.Hex())
 	}
@@ -60,8 +60,8 @@ func reserved(name string) bool {
 
 // sessionID returns the ID of the session whose token r carries. There is none if the first place that holds
 // something holds more than one thing, or anything but a well-formed token.
-func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
-	token, n := g.sessionToken(r)
+func (p *places) sessionID(r *http.Request) (driver.ID, bool) {
+	token, n := p.sessionToken(r)
 	if n != 1 {
 		return driver.ID{}, false
 	}
@@ -69,9 +69,9 @@ func (g *Gateway) sessionID(r *http.Request) (driver.ID, bool) {
 }
 
 // sessionToken returns what the first place where a session token can be holds, and how many values are there.
-func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
+func (p *places) sessionToken(r *http.Request) (token string, n int) {
 	count := func(v string) { token, n = v, n+1 }
-	for _, name := range g.table.Load().places.cookieNames(r) {
+	for _, name := range p.cookieNames(r) {
 		for v := range cookies(r.Header, name) {
 			count(v)
 		}
@@ -79,7 +79,7 @@ func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 			return token, n
 		}
 	}
-	if name := g.settings().SessionHeader; name != "" {
+	if name := p.header; name != "" {
 		for _, v := range r.Header.Values(name) {
 			count(v)
 		}
@@ -87,7 +87,7 @@ func (g *Gateway) sessionToken(r *http.Request) (token string, n int) {
 			return token, n
 		}
 	}
-	if name := g.settings().SessionParameter; name != "" {
+	if name := p.parameter; name != "" {
 		for part := range strings.SplitSeq(r.URL.RawQuery, "&") {
 			key, v, _ := strings.Cut(part, "=")
 			if key, err := url.QueryUnescape(key); err == nil && key == name {

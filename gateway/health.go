@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -253,7 +252,7 @@ func (g *Gateway) probe(ctx context.Context, u *upstream, check HealthCheck, out
 	case check.Path != "":
 		return ask(ctx, u, http.MethodGet, check.Path, check.Host, check.expects)
 	case !out || reason(u.why.Load()) == refused:
-		nc, err := u.transport.DialContext(ctx, "tcp", net.JoinHostPort(u.url.Hostname(), strconv.Itoa(int(portOf(u.url)))))
+		nc, err := u.transport.DialContext(ctx, "tcp", addressOf(u.url))
 		if err == nil {
 			_ = nc.Close()
 		}

@@ -52,13 +52,7 @@ func newTransport(c *Config, l *live, to *url.URL, name string, http2 bool) *tra
 		return &transport{Transport: t}
 	}
 	return &transport{t, &h1.Transport{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			address := to.Host // a socket's path
-			if _, ok := socketPath(address); !ok {
-				address = net.JoinHostPort(to.Hostname(), strconv.Itoa(int(portOf(to))))
-			}
-			return t.DialContext(ctx, "tcp", address)
-		},
+		Dial:                  func(ctx context.Context) (net.Conn, error) { return t.DialContext(ctx, "tcp", addressOf(to)) },
 		Stale:                 func(nc net.Conn) bool { c, secure := trackedConn(nc); return stale(c.Conn, secure) },
 		ResponseHeaderTimeout: t.ResponseHeaderTimeout, MaxIdle: maxIdlePerUpstream, IdleTimeout: idlePerUpstream,
 		MaxResponseHeaderBytes: maxResponseHeaderBytes,
@@ -107,6 +101,11 @@ func parseSocket(s string) (*url.URL, error) {
 		return nil, errors.New("path of the socket is longer than 107 bytes, which is all that the system takes")
 	}
 	return &url.URL{Scheme: "http", Host: path}, nil
+}
+
+// addressOf returns the host and port of u, for DialContext of its transport.
+func addressOf(u *url.URL) string {
+	return net.JoinHostPort(u.Hostname(), strconv.Itoa(int(portOf(u))))
 }
 
 // socketPath returns the path of the Unix socket that address, a host and port, stands for.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+
+	"github.com/holdfast-sessions/holdfast/gateway"
 )
 
 // control is how the commands that talk to a running gateway reach its admin API.
@@ -81,33 +82,14 @@ func (c control) call(ctx context.Context, method, path string, in, out any) err
 	return nil
 }
 
-// upstreamState is an upstream as the admin API shows it.
-type upstreamState struct {
-	ID           string    `json:"id"`
-	URL          string    `json:"url"`
-	State        string    `json:"state"`
-	DrainUntil   time.Time `json:"drain_until,omitzero"`
-	Weight       int       `json:"weight"`
-	Zone         string    `json:"zone,omitempty"`
-	Active       int       `json:"active"`
-	MaxRequests  int       `json:"max_requests,omitempty"`
-	Waiting      int       `json:"waiting"`
-	Requests     uint64    `json:"requests"`
-	Failures     uint64    `json:"failures"`
-	Repeats      uint64    `json:"repeats"`
-	Ejections    uint64    `json:"ejections"`
-	Checks       uint64    `json:"checks"`
-	FailedChecks uint64    `json:"failed_checks"`
-}
-
-func printUpstreams(o output, all []upstreamState) error {
+func printUpstreams(o output, all []gateway.UpstreamStats) error {
 	if o.json() {
 		return printJSON(os.Stdout, map[string]any{"upstreams": all})
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tSTATE\tWEIGHT\tACTIVE\tREQUESTS\tFAILURES\tURL")
 	for _, u := range all {
-		state := u.State
+		state := string(u.State)
 		if !u.DrainUntil.IsZero() {
 			state += " until " + u.DrainUntil.Local().Format(time.TimeOnly)
 		}
@@ -122,7 +104,7 @@ type upstreamsCmd struct {
 }
 
 func (c upstreamsCmd) Run(ctx context.Context) error {
-	var all struct{ Upstreams []upstreamState }
+	var all struct{ Upstreams []gateway.UpstreamStats }
 	if err := c.call(ctx, http.MethodGet, "/v1/upstreams", nil, &all); err != nil {
 		return err
 	}
@@ -138,11 +120,11 @@ type upstreamArg struct {
 
 // change calls a method of the API on the upstream, and prints what has become of it.
 func (c upstreamArg) change(ctx context.Context, what string, in any) error {
-	var u upstreamState
+	var u gateway.UpstreamStats
 	if err := c.call(ctx, http.MethodPost, "/v1/upstreams/"+url.PathEscape(c.ID)+"/"+what, in, &u); err != nil {
 		return err
 	}
-	return printUpstreams(c.output, []upstreamState{u})
+	return printUpstreams(c.output, []gateway.UpstreamStats{u})
 }
 
 type drainCmd struct {
@@ -231,11 +213,4 @@ func (c explainCmd) Run(ctx context.Context) error {
 		fmt.Printf("%d. %s\n", i+1, s)
 	}
 	return nil
-}
-
-// isLoopback reports whether an address to listen on is reachable from this machine only.
-func isLoopback(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	ip := net.ParseIP(host)
-	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }

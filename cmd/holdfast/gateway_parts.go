@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-sessions/holdfast/gateway"
 	"github.com/holdfast-sessions/holdfast/internal/configfile"
+	"github.com/holdfast-sessions/holdfast/internal/loopback"
 )
 
 // parts are what a gateway is run with.
@@ -62,7 +63,7 @@ func (l *loader) parts(s *settings, layers *configfile.Layers) (parts, error) {
 		p.admin.Token, err = readToken(file)
 		bad("admin.token_file", err)
 	}
-	if s.Admin.Listen != "" && s.Admin.TokenFile == "" && !isLoopback(s.Admin.Listen) {
+	if s.Admin.Listen != "" && s.Admin.TokenFile == "" && !loopback.IsAddress(s.Admin.Listen) {
 		bad("admin.listen", fmt.Errorf("%q can be reached from other machines: choose a loopback address such as %s, or give a token_file", s.Admin.Listen, defaultAdmin))
 	}
 	if f := s.Log.Format; f != "text" && f != "json" {

@@ -311,8 +311,9 @@ func (d *duration) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// zeros are the parts of 1m0s and 1h0m0s that say nothing.
+var zeros = regexp.MustCompile(`([mh])0[sm](0s)?$`)
+
 func (d duration) MarshalText() ([]byte, error) {
-	s := time.Duration(d).String()
-	// 1m0s is 1m.
-	return []byte(regexp.MustCompile(`([mh])0[sm](0s)?$`).ReplaceAllString(s, "$1")), nil
+	return []byte(zeros.ReplaceAllString(time.Duration(d).String(), "$1")), nil
 }

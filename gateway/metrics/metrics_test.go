@@ -176,7 +176,7 @@ func TestComplete(t *testing.T) {
 		reflect.TypeFor[gateway.UpstreamStats](): {"ID", "URL", // is configuration
 			"Up", "State", "DrainUntil", // is in State
 			"Weight", "Zone", // is configuration
-			"Active", "Requests", "Failures", "Repeats", "MaxRequests", "Waiting", "Ejections", "Checks", "FailedChecks"},
+			"Active", "MaxRequests", "Waiting", "Requests", "Failures", "Repeats", "Ejections", "Checks", "FailedChecks"},
 	}
 	for typ, shown := range want {
 		var has []string

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/holdfast-sessions/holdfast/gateway"
+	"github.com/holdfast-sessions/holdfast/internal/loopback"
 )
 
 // appOrder is what an application server is told.
@@ -156,7 +157,7 @@ func guard(next http.Handler) http.Handler {
 		if err != nil {
 			host = r.Host
 		}
-		if !isLoopback(host) {
+		if !loopback.Is(host) {
 			http.Error(w, fmt.Sprintf("Refused: the demo answers under localhost, 127.0.0.1 or [::1], not under %q.", r.Host), http.StatusForbidden)
 			return
 		}

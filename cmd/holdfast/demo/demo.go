@@ -22,7 +22,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -34,6 +33,7 @@ import (
 
 	"github.com/holdfast-sessions/holdfast"
 	"github.com/holdfast-sessions/holdfast/gateway"
+	"github.com/holdfast-sessions/holdfast/internal/loopback"
 	"github.com/holdfast-sessions/holdfast/keyring"
 	"github.com/holdfast-sessions/holdfast/store"
 )
@@ -153,7 +153,7 @@ func listen(c Config) (*net.TCPListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: address %q: want host:port, such as 127.0.0.1:8080", ErrConfig, c.Listen)
 	}
-	if !c.Public && !isLoopback(host) {
+	if !c.Public && !loopback.Is(host) {
 		return nil, fmt.Errorf("%w: address %s can be reached from other machines, and whoever opens the page can kill the demo's servers: listen on 127.0.0.1, or add --public", ErrConfig, c.Listen)
 	}
 	l, err := net.Listen("tcp", c.Listen)
@@ -321,14 +321,4 @@ func (s *supervisor) printf(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fmt.Fprintf(s.config.Out, format+"\n", args...)
-}
-
-// isLoopback reports whether host, without a port, names this machine alone.
-func isLoopback(host string) bool {
-	host = strings.ToLower(strings.Trim(host, "[]"))
-	if host == "localhost" {
-		return true
-	}
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.IsLoopback()
 }
