@@ -89,7 +89,14 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 	for i := range h.hosts {
 		n := (first + i) % len(h.hosts)
 		host := h.hosts[n]
-		c, state, err := h.try(ctx, host, len(h.hosts)-i)
+		var c driver.Conn
+		var state HostState
+		var err error
+		if i == 0 {
+			c, state, err = h.tryTwice(ctx, host, len(h.hosts))
+		} else {
+			c, state, err = h.try(ctx, host, h.dial, len(h.hosts)-i)
+		}
 		if err == nil && len(h.hosts) > 1 {
 			var promoted bool
 			if promoted, err = h.judge(ctx, n, state); err != nil {
@@ -112,6 +119,23 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, failed.errs[0]
 	}
 	return nil, failed
+}
+
+// tryTwice connects to the host that was good last. A login that breaks off is tried once more: the host was reached, and a
+// host that takes writes is not left for another one because of one connection. Where timelines do not tell, the other
+// may be a former primary.
+func (h *Hosts) tryTwice(ctx context.Context, host Host, remaining int) (driver.Conn, HostState, error) {
+	var reached atomic.Bool
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := h.dial(ctx, network, addr)
+		reached.Store(err == nil)
+		return c, err
+	}
+	c, state, err := h.try(ctx, host, dial, remaining)
+	if err != nil && reached.Load() && !errors.Is(err, errNoAnswer) && ctx.Err() == nil {
+		c, state, err = h.try(ctx, host, dial, remaining)
+	}
+	return c, state, err
 }
 
 // judge returns why host number n is not the one to use, or nil, and whether it was promoted since it was last known who
@@ -169,7 +193,7 @@ func (h *Hosts) survey(n int) <-chan struct{} {
 			continue
 		}
 		wg.Go(func() {
-			if c, state, err := h.try(ctx, host, 1); err == nil {
+			if c, state, err := h.try(ctx, host, h.dial, 1); err == nil {
 				_ = c.Close() // not used
 				h.note(state)
 			}
@@ -183,7 +207,10 @@ func (h *Hosts) survey(n int) <-chan struct{} {
 	return done
 }
 
-var errReadOnlyHost = errors.New("is read-only")
+var (
+	errReadOnlyHost = errors.New("is read-only")
+	errNoAnswer     = errors.New("no answer")
+)
 
 // noHostError says what is wrong with each of several hosts.
 type noHostError struct {
@@ -197,16 +224,16 @@ func (e *noHostError) Error() string {
 func (e *noHostError) Unwrap() []error { return e.errs }
 
 // try connects to one host. It leaves the remaining hosts their share of the time.
-func (h *Hosts) try(ctx context.Context, host Host, remaining int) (driver.Conn, HostState, error) {
+func (h *Hosts) try(ctx context.Context, host Host, dial Dial, remaining int) (driver.Conn, HostState, error) {
 	timeout := h.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline)/time.Duration(remaining))
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c, state, err := host.Connect(ctx, h.dial)
+	c, state, err := host.Connect(ctx, dial)
 	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("no answer within %v: %w", timeout.Round(time.Millisecond), err)
+		err = fmt.Errorf("%w within %v: %w", errNoAnswer, timeout.Round(time.Millisecond), err)
 	}
 	return c, state, err
 }
