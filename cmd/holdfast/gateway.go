@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -161,6 +162,8 @@ func (c gatewayRunCmd) Run(ctx context.Context, k *kong.Context) error {
 			return err
 		})
 	})
+	heap := raiseHeap()
+	defer runtime.KeepAlive(heap)
 	notifyReady()
 	context.AfterFunc(ctx, notifyStopping)
 	err = group.Wait()

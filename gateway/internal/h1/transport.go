@@ -127,7 +127,8 @@ func (c *conn) send(r *http.Request) (*http.Response, error) {
 			continue
 		}
 		c.limit.N = math.MaxInt64
-		if limited {
+		// Of an answer that is here already nothing more is waited for, and the next request sets a deadline of its own.
+		if here := int64(c.r.Buffered()); limited && (res.ContentLength < 0 || res.ContentLength > here) {
 			err = c.readUntil(r.Context(), time.Time{})
 		}
 		return res, err
