@@ -6,7 +6,7 @@ import "os"
 const heapFloor = 32 << 20
 
 // raiseHeap lets the garbage collector run less often. What a gateway keeps is a few megabytes, and by default the collector
-// runs whenever as much again was allocated: at 20,000 requests a second, 70 times a second (docs/BENCHMARKS.md). Memory that
+// runs whenever as much again was allocated: tens of times a second under load (docs/BENCHMARKS.md). Memory that
 // is allocated and never written is not taken from the system, but counts for the collector. Whoever sets GOGC or GOMEMLIMIT
 // knows better. What it returns is to be kept.
 func raiseHeap() []byte {
