@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"net/http"
-	"net/netip"
 
 	"github.com/holdfast-sessions/holdfast/gateway/internal/learned"
 	"github.com/holdfast-sessions/holdfast/gateway/internal/rendezvous"
@@ -96,7 +95,7 @@ func (a *sessionAffinity) unknown(r *http.Request, ids []string, ok func(*upstre
 	var what, value string
 	switch addr := clientAddr(r); {
 	case a.byAddress && addr.IsValid():
-		what, value = "the client's address", "address "+network(addr)
+		what, value = "the client's address", "address "+clientNetwork(addr).String()
 	case len(ids) > 0:
 		what, value = "the session ID", "session "+ids[0]
 	default:
@@ -114,15 +113,6 @@ func (a *sessionAffinity) unknown(r *http.Request, ids []string, ok func(*upstre
 		say.add("by a hash of %s: upstream %s", what, a.upstreams[i].id)
 	}
 	return a.upstreams[i]
-}
-
-// network returns what of an address stays the same for one client: IPv6 clients change the lower half at will.
-func network(a netip.Addr) string {
-	if a.Is6() {
-		p, _ := a.Prefix(64)
-		return p.String()
-	}
-	return a.String()
 }
 
 func (a *sessionAffinity) answered(r *http.Request, u *upstream, res *http.Response) {

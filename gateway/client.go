@@ -64,6 +64,16 @@ func clientAddr(r *http.Request) netip.Addr {
 	return peerAddr(r)
 }
 
+// clientNetwork returns the address that stands for a client where clients are counted or told apart by it: of IPv6, the
+// network of 64 bits, as all of it belongs to one of them, who changes the lower half at will.
+func clientNetwork(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); a.Is6() {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
 // origin is where a request comes from.
 type origin struct {
 	client  netip.Addr

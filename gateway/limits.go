@@ -296,13 +296,3 @@ func (s *seats) leave(client netip.Addr) {
 		delete(s.clients, client)
 	}
 }
-
-// countedAs returns the address that stands for a client where clients are counted: of IPv6, the network of 64 bits, as
-// all of it belongs to one of them.
-func countedAs(a netip.Addr) netip.Addr {
-	if a = a.Unmap(); a.Is6() {
-		p, _ := a.Prefix(64)
-		return p.Addr()
-	}
-	return a
-}

@@ -129,13 +129,13 @@ func (f *front) prepare(socket net.Conn) {
 		addr = addrOf(c.remote)
 	}
 	if g.seats.perClient > 0 && addr.IsValid() && !g.settings().trustedAddr(addr) {
-		if !g.seats.takeFor(countedAs(addr)) {
+		if !g.seats.takeFor(clientNetwork(addr)) {
 			g.rejections.perClient.Add(1)
 			c.once.Do(c.release)
 			f.turnAway(socket, "429 Too Many Requests", "Too many connections from this address. Please close some.")
 			return
 		}
-		counted = countedAs(addr)
+		counted = clientNetwork(addr)
 	}
 	if f.tls == nil {
 		ready(framing.NewConn(c, g.serverHeaderBytes(), g.refusedFraming))
