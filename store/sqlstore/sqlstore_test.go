@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"io"
 	"math"
 	"net"
 	"slices"
@@ -123,6 +124,71 @@ type fakeConn struct {
 func (c *fakeConn) Close() error                        { return nil }
 func (c *fakeConn) ResetSession(context.Context) error  { return nil }
 func (c *fakeConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New(c.host) }
+
+// A login that breaks off does not move the store to another host that takes writes; one that breaks off twice, a host that
+// cannot be reached and one that does not answer do.
+func TestBrokenLogin(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // it answers nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	connect := func(name string, attempt func(ctx context.Context, n int, dial sqlstore.Dial) error) sqlstore.Host {
+		n := 0
+		return sqlstore.Host{Name: name, Connect: func(ctx context.Context, dial sqlstore.Dial) (driver.Conn, sqlstore.HostState, error) {
+			n++
+			return &fakeConn{host: name}, sqlstore.HostState{Writable: true}, attempt(ctx, n, dial)
+		}}
+	}
+	reach := func(ctx context.Context, dial sqlstore.Dial) error {
+		c, err := dial(ctx, "tcp", l.Addr().String())
+		if err == nil {
+			defer c.Close()
+		}
+		return err
+	}
+	for name, tt := range map[string]struct {
+		attempt func(ctx context.Context, n int, dial sqlstore.Dial) error
+		want    string
+	}{
+		"broken off once": {func(ctx context.Context, n int, dial sqlstore.Dial) error {
+			if err := reach(ctx, dial); err != nil || n > 1 {
+				return err
+			}
+			return io.ErrUnexpectedEOF
+		}, "a"},
+		"broken off twice": {func(ctx context.Context, n int, dial sqlstore.Dial) error {
+			if err := reach(ctx, dial); err != nil || n > 2 {
+				return err
+			}
+			return io.ErrUnexpectedEOF
+		}, "b"},
+		"not reached": {func(_ context.Context, n int, _ sqlstore.Dial) error {
+			if n > 1 {
+				return nil
+			}
+			return errors.New("connection refused")
+		}, "b"},
+		"no answer": {func(ctx context.Context, n int, dial sqlstore.Dial) error {
+			if err := reach(ctx, dial); err != nil || n > 1 {
+				return err
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}, "b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := sqlstore.NewHosts(200*time.Millisecond, connect("a", tt.attempt), connect("b", func(context.Context, int, sqlstore.Dial) error { return nil }))
+			c, err := h.Connect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Prepare(""); err.Error() != tt.want {
+				t.Errorf("Connect uses host %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
 
 // Of hosts that take writes, one is left out whose timeline is lower than another's of the same origin, and connections
 // from before a promotion are not used again.
