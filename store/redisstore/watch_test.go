@@ -103,11 +103,8 @@ func TestWatchFaults(t *testing.T) {
 				old.Freeze()
 				for set.Primary() == old {
 				}
-				old.Thaw() // it tells what it does, and is not listened to
-				// Until Sentinel makes it a replica it takes writes, too, which are lost (GUARANTEES says so).
-				for !strings.HasPrefix(old.MustCommand("ROLE"), "slave") {
-					<-time.After(10 * time.Millisecond)
-				}
+				old.Thaw()   // it tells what it does, and is not listened to
+				set.Settle() // until Sentinel makes it a replica, it takes writes, too, which are lost (GUARANTEES says so)
 			}
 		},
 		"node killed": func(t *testing.T) (string, func()) {
