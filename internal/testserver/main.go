@@ -9,11 +9,12 @@ import (
 )
 
 // Main is a TestMain for a package whose parallel tests have servers of their own: they wait for answers, or for servers to
-// notice things, most of the time, and so more of them run than there are processors. At the end no goroutine may be left.
-func Main(m *testing.M) {
+// notice things, most of the time, and so more of them run than there are processors. At the end no goroutine may be left
+// but those of the options.
+func Main(m *testing.M, options ...goleak.Option) {
 	flag.Parse()
 	if runtime.GOMAXPROCS(0) < 6 {
 		_ = flag.Set("test.parallel", "6") // the flag exists
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, options...)
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,18 +36,23 @@ func Timing(t testing.TB, n New) {
 		{"of an unknown key, wrong from the middle on", foreign, -1, 3},
 		{"of an unknown key", foreign, 0, 3},
 	}
-	// What is wrong comes from another token, so that it looks like what is right: to decode one text takes longer than another.
+	// What is wrong comes from another token, so that it looks like what is right: to decode one text takes longer than another,
+	// and longer at one address than at another. So there are several of each kind, and new ones in each round.
 	const variants = 32
-	tokens := make([][]string, len(kinds))
-	for k, kind := range kinds {
-		var good []string
-		for i := range variants + 1 {
-			good = append(good, mustSeal(t, kind.s, driver.ID{byte(i), byte(k)}, record(set("a", `"`+crand.Text()+crand.Text()+`"`))))
+	mustTokens := func() [][]string {
+		tokens := make([][]string, len(kinds))
+		for k, kind := range kinds {
+			var good []string
+			for i := range variants + 1 {
+				good = append(good, mustSeal(t, kind.s, driver.ID{byte(i), byte(k)}, record(set("a", `"`+crand.Text()+crand.Text()+`"`))))
+			}
+			for i := range variants {
+				tokens[k] = append(tokens[k], strings.Clone(splice(good[i], good[i+1], kind.wrong)))
+			}
 		}
-		for i := range variants {
-			tokens[k] = append(tokens[k], splice(good[i], good[i+1], kind.wrong))
-		}
+		return tokens
 	}
+	tokens := mustTokens()
 	said := make([]string, len(kinds))
 	for k, kind := range kinds {
 		for _, token := range tokens[k] {
@@ -63,6 +69,9 @@ func Timing(t testing.TB, n New) {
 	const rounds, calls = 8, 2000
 	before := make([]float64, len(kinds))
 	for round := range rounds {
+		if round > 0 {
+			tokens = mustTokens()
+		}
 		took := make([][]time.Duration, len(kinds))
 		for range calls * len(kinds) {
 			k := rand.IntN(len(kinds))

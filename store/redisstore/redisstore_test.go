@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+	"go.uber.org/goleak"
 
 	"github.com/holdfast-sessions/holdfast/driver"
 	"github.com/holdfast-sessions/holdfast/internal/testserver"
@@ -26,7 +27,10 @@ var (
 	_ driver.Describer = (*redisstore.Store)(nil)
 )
 
-func TestMain(m *testing.M) { testserver.Main(m) }
+// rueidis closes its connections to nodes that have left a cluster five seconds later, also if it was closed itself meanwhile.
+func TestMain(m *testing.M) {
+	testserver.Main(m, goleak.IgnoreAnyFunction("github.com/redis/rueidis.(*clusterClient)._refresh.func2"))
+}
 
 // TestOneCommand counts what the server is sent: one command a call, whatever happens to it.
 func TestOneCommand(t *testing.T) {
