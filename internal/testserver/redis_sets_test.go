@@ -37,7 +37,7 @@ func TestRedisCluster(t *testing.T) {
 	if got := to.MustCommand("GET", "foo"); got != "bar" {
 		t.Errorf("after it was moved, foo = %q", got)
 	}
-	to.MustCommand("WAIT", "1", "1000")
+	to.CatchUp(1)
 	to.Stop()
 	set.Settle()
 	if got := set.Owner(slot).MustCommand("GET", "foo"); got != "bar" {

@@ -2,6 +2,7 @@ package testserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -178,6 +179,28 @@ func (set *SentinelSet) Settle() {
 			return err
 		})
 	}
+}
+
+// CatchUp waits until n replicas of a Redis server have all that it was given. (WAIT would not do: it is about the writes of its own
+// connection, and each Command has a new one.)
+func (s *Server) CatchUp(n int) {
+	s.t.Helper()
+	waitFor(s.t, "the replicas have everything", func() error {
+		info, err := s.Command("INFO", "replication")
+		if err != nil {
+			return err
+		}
+		offset := ""
+		for line := range strings.Lines(info) {
+			if after, ok := strings.CutPrefix(strings.TrimSpace(line), "master_repl_offset:"); ok {
+				offset = after
+			}
+		}
+		if strings.Count(info, "offset="+offset+",") < n {
+			return errors.New(info)
+		}
+		return nil
+	})
 }
 
 // pairs reads names and values on lines in turn.

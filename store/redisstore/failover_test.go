@@ -182,7 +182,7 @@ func TestSentinelsFail(t *testing.T) {
 
 	old := set.Primary()
 	set.Sentinels[0].Freeze() // knows the old primary only, when it wakes up
-	old.MustCommand("WAIT", "1", "5000")
+	old.CatchUp(1)
 	if _, err := set.Sentinels[1].Command("SENTINEL", "FAILOVER", set.Name); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func TestOneOfTwoReplicas(t *testing.T) {
 			primary := testserver.Redis(t, replicaConfig)
 			one := testserver.RedisReplica(t, primary, replicaConfig)
 			testserver.RedisReplica(t, primary, replicaConfig)
-			mustCatchUp(t, primary, 2)
+			primary.CatchUp(2)
 			url := fmt.Sprintf("redis://%s?wait=%d&wait_timeout=", primary.Addr, tt.wait)
 			a, b, s := mustOpen(t, url+"10s"), mustOpen(t, url+"10s"), mustOpen(t, url+"50ms")
 			known := record("ada")
@@ -86,11 +86,11 @@ func TestWhichReplicaTakesOver(t *testing.T) {
 				primary := testserver.Redis(t, replicaConfig)
 				away := testserver.RedisReplica(t, primary, replicaConfig)
 				other := testserver.RedisReplica(t, primary, replicaConfig)
-				mustCatchUp(t, primary, 2)
+				primary.CatchUp(2)
 				l := testfault.NewLoad(t, patient, mustOpenWaiting(t, primary.Addr, wait))
 				l.Acked(200)
 				resume := l.Pause()
-				mustCatchUp(t, primary, 2)
+				primary.CatchUp(2)
 				resume()
 				l.SetPatience(hurried)
 				away.Freeze()
@@ -102,7 +102,7 @@ func TestWhichReplicaTakesOver(t *testing.T) {
 				}
 				if wait == 0 { // otherwise it dies among writes
 					l.Stop()
-					mustCatchUp(t, primary, 1)
+					primary.CatchUp(1)
 				}
 				primary.Stop()
 				away.Thaw()
@@ -146,7 +146,7 @@ func TestPartition(t *testing.T) {
 			replica := testserver.RedisReplica(t, primary, testserver.RedisOptions{
 				Config: append([]string{"replicaof 127.0.0.1 " + port}, replicaConfig.Config...),
 			})
-			mustCatchUp(t, primary, 1)
+			primary.CatchUp(1)
 			if tt.config != nil { // it counts its replicas once a second
 				eventually(t, "the primary takes writes", func() error {
 					if info := primary.MustCommand("INFO", "replication"); !strings.Contains(info, "min_slaves_good_slaves:1") {
@@ -158,7 +158,7 @@ func TestPartition(t *testing.T) {
 			l := testfault.NewLoad(t, patient, mustOpenWaiting(t, primary.Addr, tt.wait))
 			l.Acked(200)
 			resume := l.Pause()
-			mustCatchUp(t, primary, 1)
+			primary.CatchUp(1)
 			resume()
 			before := l.Result()
 			l.SetPatience(hurried)
@@ -193,23 +193,6 @@ func mustOpenWaiting(t *testing.T, addr string, wait int) driver.Store {
 		return mustOpen(t, "redis://"+addr)
 	}
 	return mustOpen(t, fmt.Sprintf("redis://%s?wait=%d&wait_timeout=20s", addr, wait))
-}
-
-// mustCatchUp waits until n replicas have all that a primary was given.
-func mustCatchUp(t *testing.T, primary *testserver.Server, n int) {
-	t.Helper()
-	eventually(t, "the replicas have everything", func() error {
-		info, offset := primary.MustCommand("INFO", "replication"), ""
-		for line := range strings.Lines(info) {
-			if after, ok := strings.CutPrefix(strings.TrimSpace(line), "master_repl_offset:"); ok {
-				offset = after
-			}
-		}
-		if strings.Count(info, "offset="+offset+",") < n {
-			return errors.New(info)
-		}
-		return nil
-	})
 }
 
 func refusals(r testfault.Result) (n int) {
