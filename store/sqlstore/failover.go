@@ -89,14 +89,11 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 	for i := range h.hosts {
 		n := (first + i) % len(h.hosts)
 		host := h.hosts[n]
-		var c driver.Conn
-		var state HostState
-		var err error
-		if i == 0 {
-			c, state, err = h.tryTwice(ctx, host, len(h.hosts))
-		} else {
-			c, state, err = h.try(ctx, host, h.dial, len(h.hosts)-i)
+		logins := 1
+		if i == 0 && len(h.hosts) > 1 {
+			logins = 2
 		}
+		c, state, err := h.try(ctx, host, len(h.hosts)-i, logins)
 		if err == nil && len(h.hosts) > 1 {
 			var promoted bool
 			if promoted, err = h.judge(ctx, n, state); err != nil {
@@ -119,23 +116,6 @@ func (h *Hosts) Connect(ctx context.Context) (driver.Conn, error) {
 		return nil, failed.errs[0]
 	}
 	return nil, failed
-}
-
-// tryTwice connects to the host that was good last. A login that breaks off is tried once more: the host was reached, and a
-// host that takes writes is not left for another one because of one connection. Where timelines do not tell, the other
-// may be a former primary.
-func (h *Hosts) tryTwice(ctx context.Context, host Host, remaining int) (driver.Conn, HostState, error) {
-	var reached atomic.Bool
-	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := h.dial(ctx, network, addr)
-		reached.Store(err == nil)
-		return c, err
-	}
-	c, state, err := h.try(ctx, host, dial, remaining)
-	if err != nil && reached.Load() && !errors.Is(err, errNoAnswer) && ctx.Err() == nil {
-		c, state, err = h.try(ctx, host, dial, remaining)
-	}
-	return c, state, err
 }
 
 // judge returns why host number n is not the one to use, or nil, and whether it was promoted since it was last known who
@@ -193,7 +173,7 @@ func (h *Hosts) survey(n int) <-chan struct{} {
 			continue
 		}
 		wg.Go(func() {
-			if c, state, err := h.try(ctx, host, h.dial, 1); err == nil {
+			if c, state, err := h.try(ctx, host, 1, 1); err == nil {
 				_ = c.Close() // not used
 				h.note(state)
 			}
@@ -207,10 +187,7 @@ func (h *Hosts) survey(n int) <-chan struct{} {
 	return done
 }
 
-var (
-	errReadOnlyHost = errors.New("is read-only")
-	errNoAnswer     = errors.New("no answer")
-)
+var errReadOnlyHost = errors.New("is read-only")
 
 // noHostError says what is wrong with each of several hosts.
 type noHostError struct {
@@ -223,19 +200,31 @@ func (e *noHostError) Error() string {
 }
 func (e *noHostError) Unwrap() []error { return e.errs }
 
-// try connects to one host. It leaves the remaining hosts their share of the time.
-func (h *Hosts) try(ctx context.Context, host Host, dial Dial, remaining int) (driver.Conn, HostState, error) {
+// try connects to one host. It leaves the remaining hosts their share of the time. A login that breaks off after the host was
+// reached is repeated, up to that many logins: a host that takes writes is not left for another one because of one
+// connection. Where timelines do not tell, the other may be a former primary.
+func (h *Hosts) try(ctx context.Context, host Host, remaining, logins int) (driver.Conn, HostState, error) {
 	timeout := h.timeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline)/time.Duration(remaining))
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c, state, err := host.Connect(ctx, dial)
-	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("%w within %v: %w", errNoAnswer, timeout.Round(time.Millisecond), err)
+	var reached atomic.Bool
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := h.dial(ctx, network, addr)
+		reached.Store(err == nil)
+		return c, err
 	}
-	return c, state, err
+	for ; ; logins-- {
+		c, state, err := host.Connect(ctx, dial)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil, state, fmt.Errorf("no answer within %v: %w", timeout.Round(time.Millisecond), err)
+		case err == nil || logins == 1 || !reached.Load():
+			return c, state, err
+		}
+	}
 }
 
 // leave makes sure that no connection that exists now is used for another call, and reports whether to look for a better
