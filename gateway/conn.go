@@ -10,10 +10,9 @@ import (
 // conn is a connection to an upstream that knows whether anything was sent on it.
 type conn struct {
 	net.Conn
-	live  *live
-	stall time.Duration // that one write may take, at most; at least three quarters of it
-	armed atomic.Int64  // when the deadline for writes was set, on live.clock
-	sent  atomic.Int64  // bytes
+	live     *live
+	deadline writeDeadline
+	sent     atomic.Int64 // bytes
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -26,11 +25,7 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // Write gives up an upstream that does not read.
 func (c *conn) Write(b []byte) (int, error) {
-	// As in clientConn, the deadline is set once in a quarter of its time.
-	if now, armed := int64(c.live.clock.now()), c.armed.Load(); armed == 0 || now-armed > int64(c.stall/4) {
-		c.armed.Store(now)
-		_ = c.Conn.SetWriteDeadline(time.Now().Add(c.stall))
-	}
+	c.deadline.arm(c.Conn)
 	n, err := c.Conn.Write(b)
 	c.sent.Add(int64(n))
 	return n, err
@@ -49,6 +44,22 @@ func (c *conn) CloseWrite() error {
 		return cw.CloseWrite()
 	}
 	return c.Close()
+}
+
+// writeDeadline bounds how long the other side may take nothing. To set a deadline costs as much as a small write, so it is set
+// once in a quarter of the time: a write has at least three quarters of it.
+type writeDeadline struct {
+	timeout time.Duration
+	clock   clock
+	armed   atomic.Int64 // when it was set, on clock; 0: not
+}
+
+// arm is for before a write to c.
+func (d *writeDeadline) arm(c net.Conn) {
+	if now, armed := int64(d.clock.now()), d.armed.Load(); armed == 0 || now-armed > int64(d.timeout/4) {
+		d.armed.Store(now)
+		_ = c.SetWriteDeadline(time.Now().Add(d.timeout)) // on a closed connection the write fails
+	}
 }
 
 // trackedConn returns the conn under c, and whether there is TLS over it.

@@ -14,26 +14,22 @@ type clientConn struct {
 	remote   net.Addr
 	release  func() // gives the place among the connections back
 	once     sync.Once
-	timeout  time.Duration
-	armed    atomic.Int64 // when the deadline was set, on clock
-	explicit atomic.Bool  // somebody above has set one: leave it alone
-	clock    clock
+	deadline writeDeadline
+	explicit atomic.Bool // somebody above has set one: leave it alone
 }
 
 func (c *clientConn) RemoteAddr() net.Addr { return c.remote }
 
 func (c *clientConn) Write(b []byte) (int, error) {
-	// Setting a deadline costs as much as a small write, so it is done once in a quarter of its time.
-	if now := int64(c.clock.now()); !c.explicit.Load() && (now-c.armed.Load() > int64(c.timeout/4) || c.armed.Load() == 0) {
-		c.armed.Store(now)
-		_ = c.socket.SetWriteDeadline(time.Now().Add(c.timeout))
+	if !c.explicit.Load() {
+		c.deadline.arm(c.socket)
 	}
 	return c.socket.Write(b)
 }
 
 func (c *clientConn) SetWriteDeadline(t time.Time) error {
 	c.explicit.Store(!t.IsZero())
-	c.armed.Store(0)
+	c.deadline.armed.Store(0)
 	return c.socket.SetWriteDeadline(t)
 }
 

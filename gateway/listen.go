@@ -110,7 +110,7 @@ func (f *front) prepare(socket net.Conn) {
 		}
 	}
 	g := f.g
-	c := &clientConn{Conn: socket, socket: socket, remote: socket.RemoteAddr(), timeout: g.config.WriteTimeout, clock: clock{f.began}}
+	c := &clientConn{Conn: socket, socket: socket, remote: socket.RemoteAddr(), deadline: writeDeadline{timeout: g.config.WriteTimeout, clock: clock{f.began}}}
 	if !g.seats.take() {
 		g.rejections.connections.Add(1)
 		f.turnAway(socket, "503 Service Unavailable", "Too many connections. Please try again later.")

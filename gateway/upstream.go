@@ -282,7 +282,7 @@ func (l *live) dial(ctx context.Context, c *Config, network, address string) (ne
 	if err != nil {
 		return nil, err
 	}
-	tracked := &conn{Conn: nc, live: l, stall: c.BodyIdleTimeout}
+	tracked := &conn{Conn: nc, live: l, deadline: writeDeadline{timeout: c.BodyIdleTimeout, clock: l.clock}}
 	l.mu.Lock()
 	cut := l.cut && ctx.Value(probeKey{}) == nil
 	if !cut {
