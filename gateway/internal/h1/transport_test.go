@@ -301,6 +301,31 @@ func TestSlowBody(t *testing.T) {
 	})
 }
 
+// A connection is used again after the deadline of the request before has passed.
+func TestReusedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := &h1.Transport{
+			Dial: pipes(func(c net.Conn) {
+				defer c.Close()
+				for r := bufio.NewReader(c); ; {
+					if _, err := http.ReadRequest(r); err != nil {
+						return
+					}
+					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				}
+			}),
+			Stale: func(net.Conn) bool { return false }, ResponseHeaderTimeout: 3 * time.Second, MaxIdle: 1, IdleTimeout: time.Minute, MaxResponseHeaderBytes: 4096,
+		}
+		for i := range 3 {
+			if _, got, reused, err := get(t, tr, "GET"); got != "ok" || reused != (i > 0) || err != nil {
+				t.Errorf("request %d: %q, reused = %v, %v", i, got, reused, err)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		tr.CloseIdleConnections()
+	})
+}
+
 // Of idle connections MaxIdle are kept, for IdleTimeout.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
